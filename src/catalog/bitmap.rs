@@ -1,0 +1,127 @@
+//! A bitmap that counts the set bits of any range in constant time.
+//!
+//! One 32-bit count before every 512 bits (a cache line of words) costs 6 % and leaves at most eight words to count.
+
+use std::ops::Range;
+
+const WORDS_PER_BLOCK: usize = 8;
+
+/// A fixed number of bits with a directory of counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bitmap {
+    len: usize,
+    words: Vec<u64>,
+    /// Set bits before each block of words; one more entry for the whole.
+    before: Vec<u32>,
+}
+
+impl Bitmap {
+    /// A bitmap of `len` bits, each set if `set` says so; asked once per bit, in order.
+    pub fn from_fn(len: usize, mut set: impl FnMut(usize) -> bool) -> Bitmap {
+        let word = |first: usize, set: &mut dyn FnMut(usize) -> bool| {
+            (first..len.min(first + 64)).fold(0u64, |word, bit| word | u64::from(set(bit)) << (bit - first))
+        };
+        let words = (0..len).step_by(64).map(|first| word(first, &mut set)).collect();
+        Bitmap::from_words(len, words)
+    }
+
+    /// A bitmap of `len` bits from words, least significant bit first; bits beyond `len` are cleared.
+    ///
+    /// # Panics
+    /// If there are not exactly `len.div_ceil(64)` words, or `len` exceeds `u32`.
+    pub fn from_words(len: usize, mut words: Vec<u64>) -> Bitmap {
+        assert_eq!(words.len(), len.div_ceil(64), "words of a bitmap of {len} bits");
+        assert!(u32::try_from(len).is_ok(), "a bitmap of {len} bits");
+        if let (Some(last), 1..) = (words.last_mut(), len % 64) {
+            *last &= (1 << (len % 64)) - 1;
+        }
+        let mut count = 0;
+        let mut before = Vec::with_capacity(words.len().div_ceil(WORDS_PER_BLOCK) + 1);
+        for block in words.chunks(WORDS_PER_BLOCK) {
+            before.push(count);
+            count += block.iter().map(|word| word.count_ones()).sum::<u32>();
+        }
+        before.push(count);
+        Bitmap { len, words, before }
+    }
+
+    /// Number of bits.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bits at all.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bits, 64 to a word, least significant first; bits beyond the length are 0.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Bytes of words and directory.
+    pub fn bytes(&self) -> usize {
+        8 * self.words.len() + 4 * self.before.len()
+    }
+
+    /// The bit at `at`.
+    #[inline]
+    pub fn get(&self, at: usize) -> bool {
+        self.words[at / 64] >> (at % 64) & 1 == 1
+    }
+
+    /// Set bits before `end`.
+    #[inline]
+    pub fn rank(&self, end: usize) -> usize {
+        let (word, bits) = (end / 64, end % 64);
+        let block = word / WORDS_PER_BLOCK;
+        let whole =
+            self.words[block * WORDS_PER_BLOCK..word].iter().map(|word| word.count_ones()).sum::<u32>();
+        let partial = if bits == 0 { 0 } else { (self.words[word] & ((1 << bits) - 1)).count_ones() };
+        (self.before[block] + whole + partial) as usize
+    }
+
+    /// Set bits of `range`.
+    #[inline]
+    pub fn count(&self, range: Range<usize>) -> usize {
+        if range.is_empty() { 0 } else { self.rank(range.end) - self.rank(range.start) }
+    }
+
+    /// Whether any bit of `range` is set.
+    #[inline]
+    pub fn any(&self, range: Range<usize>) -> bool {
+        // Most nodes of a trie are narrow: theirs is one word.
+        if range.end.saturating_sub(range.start) == 1 {
+            return self.get(range.start);
+        }
+        self.count(range) > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_match_the_bits_one_by_one() {
+        for len in [0, 1, 63, 64, 65, 511, 512, 513, 1500] {
+            let set = |bit: usize| (bit * 7 + bit / 3) % 5 < 2;
+            let bitmap = Bitmap::from_fn(len, set);
+            for first in (0..=len).step_by(17) {
+                for end in (first..=len).step_by(13).chain([len]) {
+                    let expected = (first..end).filter(|&bit| set(bit)).count();
+                    assert_eq!(bitmap.count(first..end), expected, "{first}..{end} of {len}");
+                    assert_eq!(bitmap.any(first..end), expected > 0, "{first}..{end} of {len}");
+                }
+            }
+            assert!((0..len).all(|bit| bitmap.get(bit) == set(bit)));
+        }
+    }
+
+    #[test]
+    fn bits_beyond_the_length_do_not_count() {
+        let bitmap = Bitmap::from_words(3, vec![u64::MAX]);
+        assert_eq!((bitmap.count(0..3), bitmap.words()), (3, &[7][..]));
+    }
+}

@@ -1,0 +1,295 @@
+//! What is alive for a request within one type.
+//!
+//! A node of the trie is alive if any SID of its interval is. The question is asked once per child of a beam, so it must not
+//! depend on the size of the catalog: a mask is a base (everything, a bitmap with counts, or a sorted list) less a sorted list of the
+//! dead, and two counts answer for any interval. Masks of one catalog share their bases; adding to the dead copies a short list.
+//!
+//! Items that share a SID die one by one, and the SID with the last of them. So there are two sets, of SIDs and of items; where
+//! no SID is shared they are the same and only the first exists.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Bitmap, TypeIndex};
+use crate::ids::{Rank, SidIndex};
+
+/// A set of numbers below a bound: a base less the dead.
+#[derive(Clone, Debug)]
+struct Set {
+    len: u32,
+    base: Base,
+    /// Sorted, all in the base; empty if the base is a list.
+    dead: Arc<[u32]>,
+}
+
+#[derive(Clone, Debug)]
+enum Base {
+    All,
+    Bits(Arc<Bitmap>),
+    /// Sorted.
+    List(Arc<[u32]>),
+}
+
+impl Set {
+    fn new(len: usize, base: Base) -> Set {
+        Set { len: len as u32, base, dead: Arc::new([]) }
+    }
+
+    fn is_all(&self) -> bool {
+        matches!(self.base, Base::All) && self.dead.is_empty()
+    }
+
+    #[inline]
+    fn contains(&self, at: u32) -> bool {
+        let in_base = match &self.base {
+            Base::All => at < self.len,
+            Base::Bits(bits) => at < self.len && bits.get(at as usize),
+            Base::List(list) => list.binary_search(&at).is_ok(),
+        };
+        in_base && (self.dead.is_empty() || self.dead.binary_search(&at).is_err())
+    }
+
+    #[inline]
+    fn count(&self, range: &Range<u32>) -> usize {
+        let in_base = match &self.base {
+            Base::All => range.len(),
+            Base::Bits(bits) => bits.count(range.start as usize..range.end as usize),
+            Base::List(list) => count_sorted(list, range),
+        };
+        in_base - count_sorted(&self.dead, range)
+    }
+
+    #[inline]
+    fn any(&self, range: &Range<u32>) -> bool {
+        if range.len() == 1 {
+            return self.contains(range.start);
+        }
+        match &self.base {
+            // More than could be dead: no need to look which are.
+            Base::All if range.len() > self.dead.len() => true,
+            Base::Bits(bits) if self.dead.is_empty() => bits.any(range.start as usize..range.end as usize),
+            _ => self.count(range) > 0,
+        }
+    }
+
+    /// The set without `gone` (sorted, distinct).
+    fn without(&self, gone: &[u32]) -> Set {
+        if let Base::List(list) = &self.base {
+            let kept = list.iter().copied().filter(|at| gone.binary_search(at).is_err()).collect();
+            return Set::new(self.len as usize, Base::List(kept));
+        }
+        let mut dead: Vec<u32> = gone.iter().copied().filter(|&at| self.contains(at)).collect();
+        dead.extend_from_slice(&self.dead);
+        dead.sort_unstable();
+        Set { len: self.len, base: self.base.clone(), dead: dead.into() }
+    }
+
+    /// The part of a sorted list that lies in `range`.
+    fn part<'a>(list: &'a [u32], range: &Range<u32>) -> &'a [u32] {
+        let from = &list[list.partition_point(|&at| at < range.start)..];
+        // Most intervals are narrow and hold none: no second search for them.
+        let none = from.first().is_none_or(|&at| at >= range.end);
+        if none { &[] } else { &from[..from.partition_point(|&at| at < range.end)] }
+    }
+
+    /// What of `kept` (sorted, distinct) is in the set.
+    fn within(&self, kept: &[u32]) -> Set {
+        let list = kept.iter().copied().filter(|&at| self.contains(at)).collect();
+        Set::new(self.len as usize, Base::List(list))
+    }
+}
+
+/// Numbers of a sorted list that lie in `range`.
+#[inline]
+fn count_sorted(list: &[u32], range: &Range<u32>) -> usize {
+    if list.is_empty() || range.is_empty() { 0 } else { Set::part(list, range).len() }
+}
+
+/// Cuts the numbers below `bound` off a sorted list and returns how many there were.
+#[inline]
+fn cut_below(list: &mut &[u32], bound: u32) -> usize {
+    let count = list.iter().take_while(|&&at| at < bound).count();
+    *list = &list[count..];
+    count
+}
+
+fn sorted(numbers: impl Iterator<Item = u32>) -> Vec<u32> {
+    let mut numbers: Vec<u32> = numbers.collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers
+}
+
+/// Liveness of one type's items for one request; answers for any node in `O(1)`, or `O(log n)` in the length of its lists.
+///
+/// A mask belongs to the index it was made from. Cloning shares everything.
+#[derive(Clone, Debug)]
+pub struct Mask {
+    sids: Set,
+    /// Only if items share SIDs.
+    items: Option<Set>,
+}
+
+impl Mask {
+    /// Everything is alive.
+    pub fn all(index: &TypeIndex) -> Mask {
+        let items = index.has_collisions().then(|| Set::new(index.items(), Base::All));
+        Mask { sids: Set::new(index.sids(), Base::All), items }
+    }
+
+    /// Only these items (any order, duplicates allowed) are alive; none if the list is empty.
+    pub fn allow(index: &TypeIndex, ranks: &[Rank]) -> Mask {
+        Mask::all(index).restricted_to(index, ranks)
+    }
+
+    /// The items of a bitmap over ranks are alive.
+    ///
+    /// # Panics
+    /// If the bitmap does not have one bit per item.
+    pub fn from_bitmap(index: &TypeIndex, alive: Bitmap) -> Mask {
+        assert_eq!(alive.len(), index.items(), "bits of a mask over {} items", index.items());
+        if !index.has_collisions() {
+            return Mask { sids: Set::new(index.sids(), Base::Bits(Arc::new(alive))), items: None };
+        }
+        let sids = Bitmap::from_fn(index.sids(), |sid| {
+            let ranks = index.ranks(SidIndex(sid as u32));
+            alive.any(ranks.start as usize..ranks.end as usize)
+        });
+        Mask {
+            sids: Set::new(index.sids(), Base::Bits(Arc::new(sids))),
+            items: Some(Set::new(index.items(), Base::Bits(Arc::new(alive)))),
+        }
+    }
+
+    /// This mask with nothing but these items (any order, duplicates allowed; ranks that do not exist are ignored).
+    pub fn restricted_to(&self, index: &TypeIndex, ranks: &[Rank]) -> Mask {
+        let kept = sorted(ranks.iter().map(|rank| rank.0));
+        let Some(items) = &self.items else {
+            return Mask { sids: self.sids.within(&kept), items: None };
+        };
+        // An item may be left alive here below a SID that was excluded as a whole: the SID decides.
+        let items = items.within(&kept);
+        let Base::List(alive) = &items.base else { unreachable!("`within` makes lists") };
+        let sids = self.sids.within(&sorted(alive.iter().map(|&rank| index.sid_of(Rank(rank)).0)));
+        Mask { sids, items: Some(items) }
+    }
+
+    /// This mask without these items (any order, duplicates allowed; ranks that do not exist are ignored).
+    pub fn excluding(&self, index: &TypeIndex, ranks: &[Rank]) -> Mask {
+        let bound = index.items() as u32;
+        let gone = sorted(ranks.iter().map(|rank| rank.0).filter(|&rank| rank < bound));
+        let Some(items) = &self.items else {
+            return Mask { sids: self.sids.without(&gone), items: None };
+        };
+        let items = items.without(&gone);
+        let mut touched: Vec<u32> = gone.iter().map(|&rank| index.sid_of(Rank(rank)).0).collect();
+        touched.dedup();
+        touched.retain(|&sid| !items.any(&index.ranks(SidIndex(sid))));
+        Mask { sids: self.sids.without(&touched), items: Some(items) }
+    }
+
+    /// This mask without these SIDs and all their items: the no-repeat rule.
+    pub fn excluding_sids(&self, index: &TypeIndex, sids: &[SidIndex]) -> Mask {
+        let bound = index.sids() as u32;
+        let gone = sorted(sids.iter().map(|sid| sid.0).filter(|&sid| sid < bound));
+        Mask { sids: self.sids.without(&gone), items: self.items.clone() }
+    }
+
+    /// Whether any SID of the interval is alive.
+    #[inline]
+    pub fn alive(&self, sids: Range<u32>) -> bool {
+        self.sids.any(&sids)
+    }
+
+    /// How many SIDs of the interval are alive.
+    #[inline]
+    pub fn count(&self, sids: Range<u32>) -> usize {
+        self.sids.count(&sids)
+    }
+
+    /// Asks for many intervals within `sids`, in ascending order, at no more than the cost of reading the lists once:
+    /// for the children of a node.
+    #[inline]
+    pub fn cursor(&self, sids: Range<u32>) -> MaskCursor<'_> {
+        let base = match &self.sids.base {
+            Base::All => CursorBase::All,
+            Base::Bits(bits) => CursorBase::Bits(bits),
+            Base::List(list) => CursorBase::List(Set::part(list, &sids)),
+        };
+        MaskCursor { base, dead: Set::part(&self.sids.dead, &sids) }
+    }
+
+    /// Whether an item is alive.
+    pub fn item_alive(&self, index: &TypeIndex, rank: Rank) -> bool {
+        match &self.items {
+            None => self.sids.contains(rank.0),
+            Some(items) => items.contains(rank.0) && self.sids.contains(index.sid_of(rank).0),
+        }
+    }
+
+    /// The most popular alive item of a SID.
+    pub fn first_alive(&self, index: &TypeIndex, sid: SidIndex) -> Option<Rank> {
+        self.alive_ranks(index, sid).next()
+    }
+
+    /// The alive items of a SID, most popular first.
+    pub fn alive_ranks<'a>(
+        &'a self,
+        index: &TypeIndex,
+        sid: SidIndex,
+    ) -> impl Iterator<Item = Rank> + use<'a> {
+        let ranks = if self.sids.contains(sid.0) { index.ranks(sid) } else { 0..0 };
+        ranks.filter(|&rank| self.items.as_ref().is_none_or(|items| items.contains(rank))).map(Rank)
+    }
+
+    /// Whether nothing is masked at all, so that a search need not ask.
+    #[inline]
+    pub fn is_all(&self) -> bool {
+        self.sids.is_all() && self.items.as_ref().is_none_or(Set::is_all)
+    }
+}
+
+/// Liveness of intervals that ascend; see [`Mask::cursor`].
+#[derive(Clone, Debug)]
+pub struct MaskCursor<'a> {
+    base: CursorBase<'a>,
+    /// Those not passed yet.
+    dead: &'a [u32],
+}
+
+#[derive(Clone, Debug)]
+enum CursorBase<'a> {
+    All,
+    Bits(&'a Bitmap),
+    /// Those not passed yet.
+    List(&'a [u32]),
+}
+
+impl MaskCursor<'_> {
+    /// Whether everything that has not been passed is alive, so that there is no need to ask.
+    #[inline]
+    pub fn is_all(&self) -> bool {
+        matches!(self.base, CursorBase::All) && self.dead.is_empty()
+    }
+
+    /// Whether any SID of the interval is alive. Intervals must ascend without overlap.
+    #[inline]
+    pub fn alive(&mut self, sids: Range<u32>) -> bool {
+        let mut dead = 0;
+        if !self.dead.is_empty() {
+            cut_below(&mut self.dead, sids.start);
+            dead = cut_below(&mut self.dead, sids.end);
+        }
+        match &mut self.base {
+            CursorBase::All => sids.len() > dead,
+            CursorBase::Bits(bits) => {
+                let range = sids.start as usize..sids.end as usize;
+                if dead == 0 { bits.any(range) } else { bits.count(range) > dead }
+            }
+            CursorBase::List(list) => {
+                cut_below(list, sids.start);
+                cut_below(list, sids.end) > 0
+            }
+        }
+    }
+}

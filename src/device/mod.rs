@@ -1,0 +1,7 @@
+//! Devices: the list of operations ([`ops`]) and those who carry them out ([`cpu`]).
+
+pub mod cpu;
+mod elementary;
+pub mod hash;
+pub mod ops;
+pub mod random;

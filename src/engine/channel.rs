@@ -1,0 +1,252 @@
+//! The way of an answer to its reader: a queue bounded in bytes that never makes the engine wait.
+//!
+//! Pushing never blocks. Text that the reader has not taken yet is joined with what follows, so a slow reader gets larger
+//! pieces; a reader that leaves more than [`MAX_UNREAD_BYTES`] lying is cut off. Dropping the receiving end cancels the
+//! request; dropping the sending end before the final event means that the engine died.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use super::answer::Event;
+use crate::error::{Error, Result};
+
+/// Bytes of unread text and items at which a reader is cut off.
+pub const MAX_UNREAD_BYTES: usize = 256 * 1024;
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Event>,
+    bytes: usize,
+    sender_gone: bool,
+    receiver_gone: bool,
+    finished: bool,
+    waker: Option<Waker>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    ready: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing below panics while holding the lock, so a poisoned state is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The engine's end. Counts as one request in flight until it is dropped.
+pub(crate) struct EventSender {
+    shared: Arc<Shared>,
+    status: Arc<Status>,
+}
+
+/// What all handles of an engine share with its thread.
+#[derive(Debug, Default)]
+pub(crate) struct Status {
+    /// Why the engine ended, once it has.
+    pub death: OnceLock<String>,
+    /// Requests submitted and not yet ended.
+    pub in_flight: AtomicUsize,
+}
+
+/// The reader's end: the events of one answer, as an iterator for threads and a [`futures_core::Stream`] for async code.
+///
+/// The last event is [`Event::Finished`], or an error. Dropping the stream cancels the request.
+pub struct EventStream {
+    shared: Arc<Shared>,
+    status: Arc<Status>,
+}
+
+/// What a push found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    /// The reader is there.
+    Delivered,
+    /// The reader is gone, or too slow: stop working for it.
+    Unwanted,
+}
+
+pub(crate) fn channel(status: &Arc<Status>) -> (EventSender, EventStream) {
+    let shared = Arc::new(Shared::default());
+    status.in_flight.fetch_add(1, Ordering::Relaxed);
+    let sender = EventSender { shared: Arc::clone(&shared), status: Arc::clone(status) };
+    (sender, EventStream { shared, status: Arc::clone(status) })
+}
+
+impl EventSender {
+    /// Hands an event to the reader.
+    pub fn push(&self, event: Event) -> Pushed {
+        let mut state = self.shared.lock();
+        if state.receiver_gone {
+            return Pushed::Unwanted;
+        }
+        let last = matches!(event, Event::Finished(_) | Event::Failed(_));
+        let bytes = event.bytes();
+        if !last && state.bytes + bytes > MAX_UNREAD_BYTES {
+            state.queue.clear();
+            state.queue.push_back(Event::Failed(Error::Overloaded(format!(
+                "the reader left more than {MAX_UNREAD_BYTES} bytes of the answer unread"
+            ))));
+            state.bytes = 0;
+            state.finished = true;
+        } else {
+            state.bytes += bytes;
+            state.finished |= last;
+            match (state.queue.back_mut(), event) {
+                (Some(Event::Text(unread)), Event::Text(delta)) => unread.push_str(&delta),
+                (_, event) => state.queue.push_back(event),
+            }
+        }
+        let cut_off = state.finished && !last;
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+        self.shared.ready.notify_one();
+        if cut_off { Pushed::Unwanted } else { Pushed::Delivered }
+    }
+
+    /// Whether the reader is gone, or was cut off.
+    pub fn is_unwanted(&self) -> bool {
+        let state = self.shared.lock();
+        state.receiver_gone || state.finished
+    }
+}
+
+impl Drop for EventSender {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.sender_gone = true;
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+        self.shared.ready.notify_one();
+        self.status.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl EventStream {
+    fn pop(&self, state: &mut State) -> Option<Option<Result<Event>>> {
+        if let Some(event) = state.queue.pop_front() {
+            state.bytes -= event.bytes().min(state.bytes);
+            return Some(Some(match event {
+                Event::Failed(error) => Err(error),
+                event => Ok(event),
+            }));
+        }
+        if state.finished {
+            return Some(None);
+        }
+        if state.sender_gone {
+            state.finished = true;
+            let reason = self.status.death.get().cloned().unwrap_or_else(|| "it was shut down".to_owned());
+            return Some(Some(Err(Error::Dead(reason))));
+        }
+        None
+    }
+
+    /// Waits for the rest of the answer.
+    ///
+    /// # Errors
+    /// What ended the request instead of an answer.
+    pub fn wait(self) -> Result<super::Answer> {
+        for event in self {
+            if let Event::Finished(answer) = event? {
+                return Ok(*answer);
+            }
+        }
+        Err(Error::Dead("the answer ended without its last event".to_owned()))
+    }
+}
+
+impl Iterator for EventStream {
+    type Item = Result<Event>;
+
+    /// Blocks until the next event; `None` after the last one.
+    fn next(&mut self) -> Option<Result<Event>> {
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        loop {
+            if let Some(event) = self.pop(&mut state) {
+                return event;
+            }
+            state = shared.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl futures_core::Stream for EventStream {
+    type Item = Result<Event>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Event>>> {
+        let mut state = self.shared.lock();
+        match self.pop(&mut state) {
+            Some(event) => Poll::Ready(event),
+            None => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.receiver_gone = true;
+        state.queue.clear();
+    }
+}
+
+impl std::fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventStream").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unread_text_is_joined() {
+        let (sender, mut stream) = channel(&Arc::default());
+        sender.push(Event::Text("a".into()));
+        sender.push(Event::Text("b".into()));
+        assert!(matches!(stream.next(), Some(Ok(Event::Text(text))) if text == "ab"));
+    }
+
+    #[test]
+    fn a_stalled_reader_is_cut_off() {
+        let (sender, mut stream) = channel(&Arc::default());
+        let piece = "x".repeat(1024);
+        let pushes =
+            (0..).take_while(|_| sender.push(Event::Text(piece.clone())) == Pushed::Delivered).count();
+        assert_eq!(pushes, MAX_UNREAD_BYTES / 1024);
+        assert!(matches!(stream.next(), Some(Err(Error::Overloaded(_)))));
+        assert!(stream.next().is_none());
+    }
+
+    #[test]
+    fn a_dead_engine_is_told_once() {
+        let status = Arc::new(Status::default());
+        let (sender, mut stream) = channel(&status);
+        status.death.set("a bug".to_owned()).expect("unset");
+        drop(sender);
+        assert!(matches!(stream.next(), Some(Err(Error::Dead(reason))) if reason == "a bug"));
+        assert!(stream.next().is_none());
+    }
+
+    #[test]
+    fn dropping_the_reader_cancels() {
+        let (sender, stream) = channel(&Arc::default());
+        assert!(!sender.is_unwanted());
+        drop(stream);
+        assert!(sender.is_unwanted());
+        assert_eq!(sender.push(Event::Text("late".into())), Pushed::Unwanted);
+    }
+}

@@ -1,0 +1,114 @@
+//! One request inside the engine: its tokens, its cache, and where it stands.
+
+use super::channel::EventSender;
+use super::text_answer::TextAnswer;
+use super::validate::{Task, ValidatedRequest};
+use crate::ids::{SearchId, SequenceId, TokenId};
+use crate::kv::{BeamSlots, Table};
+
+/// A request that waits or runs.
+pub(super) struct Job {
+    pub id: SequenceId,
+    pub request: ValidatedRequest,
+    pub events: EventSender,
+    /// Prompt, then answer; spans included.
+    pub tokens: Vec<TokenId>,
+    pub prompt_len: usize,
+    /// Tokens whose keys and values are in the cache.
+    pub computed: usize,
+    /// Cache blocks of `tokens`; empty while waiting.
+    pub table: Table,
+    /// Private cache places of each of the request's searches; empty while waiting.
+    pub slots: Vec<BeamSlots>,
+    pub phase: Phase,
+    /// The answer so far, for text and mixed.
+    pub text: Option<TextAnswer>,
+    /// Prompt tokens found in the prefix cache when the job was first admitted.
+    pub cached_tokens: Option<usize>,
+    pub beam_rows: usize,
+    pub preemptions: u32,
+}
+
+/// What a running job waits for.
+pub(super) enum Phase {
+    /// `tokens[computed..]` have to be fed.
+    Context,
+    /// The tokens are fed; searches walk the trie.
+    Search(Vec<Search>),
+    /// The prompt is fed; the strings of a `choice` are scored.
+    Choice(Vec<Branch>),
+}
+
+/// A search on the device.
+pub(super) struct Search {
+    pub id: SearchId,
+    /// Level whose codes are chosen next.
+    pub level: u8,
+    /// Rows of its next beam segment; 0: it has ended.
+    pub live: u32,
+}
+
+/// One string of a `choice`: a fork of the prompt.
+pub(super) struct Branch {
+    /// Cache blocks: the prompt's full ones, shared, then its own.
+    pub table: Option<Table>,
+    /// Sum of log-probabilities so far.
+    pub score: f32,
+    pub done: bool,
+}
+
+impl Job {
+    /// Tokens from the first soft token on are not shared through the prefix cache.
+    pub fn shareable(&self) -> usize {
+        self.request.soft.first().map_or(self.tokens.len(), |(place, _)| *place)
+    }
+
+    /// Whether the prompt is still being fed for the first time, or again after a preemption.
+    pub fn in_prefill(&self) -> bool {
+        matches!(self.phase, Phase::Context) && self.tokens.len() - self.computed > self.step_rows()
+    }
+
+    /// Rows that the job occupies at most in a step once its prompt is fed.
+    pub fn step_rows(&self) -> usize {
+        match &self.request.task {
+            Task::Items(task) => task.searches.iter().map(|s| widest(&s.widths)).sum::<usize>().max(1),
+            // After a span its codes and closer are fed together.
+            Task::Text(task) => task.spans.as_ref().map_or(1, |s| (s.width as usize).max(self.depth() + 2)),
+            Task::Choice(task) => {
+                task.tokens.iter().map(Vec::len).max().unwrap_or(1) + crate::kv::BLOCK_TOKENS
+            }
+        }
+    }
+
+    /// Levels of the deepest requested type.
+    pub fn depth(&self) -> usize {
+        let Some(catalog) = &self.request.catalog else { return 0 };
+        let levels = |types: &[(crate::ids::TypeId, _)]| {
+            types.iter().map(|(t, _)| catalog.index(*t).levels()).max().unwrap_or(0)
+        };
+        match &self.request.task {
+            Task::Items(task) => task.searches.iter().map(|s| levels(&s.types)).max().unwrap_or(0),
+            Task::Text(task) => task.spans.as_ref().map_or(0, |s| levels(&s.types)),
+            Task::Choice(_) => 0,
+        }
+    }
+
+    /// `(levels that become inputs, places per level)` of the private cache of each search.
+    pub fn private_shapes(&self) -> Vec<(usize, usize)> {
+        let levels = self.depth().saturating_sub(1);
+        match &self.request.task {
+            Task::Items(task) => task.searches.iter().map(|s| (levels, widest(&s.widths))).collect(),
+            Task::Text(task) => task.spans.iter().map(|s| (levels, s.width as usize)).collect(),
+            Task::Choice(_) => Vec::new(),
+        }
+    }
+
+    /// Tokens of the answer so far.
+    pub fn answer_len(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+}
+
+fn widest(widths: &[u32]) -> usize {
+    widths.iter().copied().max().unwrap_or(0) as usize
+}

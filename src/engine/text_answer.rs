@@ -1,0 +1,144 @@
+//! A text or mixed answer while it grows.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::answer::{AnswerItem, AnswerPart, TokenLogprob};
+use super::validate::TextTask;
+use crate::catalog::{Catalog, Mask};
+use crate::device::ops::{Sampling, TextOutcome, TokenCount};
+use crate::ids::{SidIndex, TokenId, TypeId};
+use crate::text::{Detokenizer, StopMatcher, Tokenizer};
+
+/// The visible answer, and what later tokens depend on.
+pub(super) struct TextAnswer {
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    parts: Vec<AnswerPart>,
+    logprobs: Vec<TokenLogprob>,
+    /// What may still be named: the request's masks, without the SIDs named so far unless repeats are allowed.
+    masks: Vec<(TypeId, Arc<Mask>)>,
+    /// Occurrences by token; only kept when a penalty is on.
+    counts: Option<HashMap<TokenId, u32>>,
+}
+
+/// What a token added to the visible answer.
+pub(super) struct Delta {
+    pub text: String,
+    /// A stop string was met; nothing follows.
+    pub stopped: bool,
+}
+
+impl TextAnswer {
+    pub fn new(tokenizer: &Tokenizer, task: &TextTask, prompt: &[TokenId]) -> TextAnswer {
+        TextAnswer {
+            detokenizer: tokenizer.detokenizer(),
+            stop: StopMatcher::new(task.stop.iter().cloned()),
+            parts: Vec::new(),
+            logprobs: Vec::new(),
+            masks: task.spans.as_ref().map(|spans| spans.types.clone()).unwrap_or_default(),
+            counts: penalizes(&task.sampling).then(|| prompt.iter().map(|&token| (token, 0)).collect()),
+        }
+    }
+
+    /// Takes a sampled token and its log-probability.
+    pub fn record(&mut self, outcome: &TextOutcome) {
+        if let Some(counts) = &mut self.counts {
+            *counts.entry(outcome.token).or_default() += 1;
+        }
+        self.logprobs.push(TokenLogprob {
+            id: outcome.token,
+            logprob: outcome.logprob,
+            top: outcome.top.clone(),
+        });
+    }
+
+    /// Shows a sampled token.
+    pub fn show(&mut self, token: TokenId) -> Delta {
+        let Some(text) = self.detokenizer.push(token) else {
+            return Delta { text: String::new(), stopped: false };
+        };
+        self.pass(&text)
+    }
+
+    fn pass(&mut self, text: &str) -> Delta {
+        let emit = self.stop.push(text);
+        self.append(&emit.text);
+        Delta { text: emit.text, stopped: emit.stopped.is_some() }
+    }
+
+    /// Gives out what was held back: before an item, and at the end.
+    pub fn flush(&mut self) -> Delta {
+        let rest = self.detokenizer.finish().unwrap_or_default();
+        let mut delta = self.pass(&rest);
+        if !delta.stopped {
+            let held = self.stop.finish();
+            self.append(&held);
+            delta.text.push_str(&held);
+        }
+        delta
+    }
+
+    fn append(&mut self, delta: &str) {
+        if delta.is_empty() {
+            return;
+        }
+        match self.parts.last_mut() {
+            Some(AnswerPart::Text { text }) => text.push_str(delta),
+            _ => self.parts.push(AnswerPart::Text { text: delta.to_owned() }),
+        }
+    }
+
+    /// Adds an item and the log-probabilities of its codes and closer.
+    pub fn add_item(&mut self, item: AnswerItem, codes: &[(TokenId, f32)]) {
+        self.logprobs.extend(codes.iter().map(|&(id, logprob)| TokenLogprob {
+            id,
+            logprob,
+            top: Vec::new(),
+        }));
+        self.parts.push(item.into());
+    }
+
+    /// Forgets the log-probability of an opener that a spent budget removes from the answer.
+    pub fn remove_opener(&mut self) {
+        self.logprobs.pop();
+    }
+
+    /// Makes a SID dead for later spans.
+    pub fn forbid(&mut self, catalog: &Catalog, item_type: TypeId, sid: SidIndex) {
+        for (t, mask) in &mut self.masks {
+            if *t == item_type {
+                *mask = Arc::new(mask.excluding_sids(catalog.index(*t), &[sid]));
+            }
+        }
+    }
+
+    /// What may still be named.
+    pub fn masks(&self) -> &[(TypeId, Arc<Mask>)] {
+        &self.masks
+    }
+
+    /// Whether any item may still be named.
+    pub fn may_open(&self, catalog: &Catalog) -> bool {
+        self.masks.iter().any(|(t, mask)| mask.alive(0..catalog.index(*t).sids() as u32))
+    }
+
+    /// Occurrences for penalties, by token; empty when none is on.
+    pub fn counts(&self) -> Vec<TokenCount> {
+        let mut counts: Vec<_> =
+            self.counts.iter().flatten().map(|(&token, &answer)| TokenCount { token, answer }).collect();
+        counts.sort_unstable_by_key(|count| count.token);
+        counts
+    }
+
+    /// The parts and log-probabilities, at the end.
+    pub fn into_parts(self) -> (Vec<AnswerPart>, Vec<TokenLogprob>) {
+        (self.parts, self.logprobs)
+    }
+}
+
+fn penalizes(sampling: &Sampling) -> bool {
+    sampling.repetition_penalty != 1.0
+        || sampling.presence_penalty != 0.0
+        || sampling.frequency_penalty != 0.0
+}

@@ -1,0 +1,132 @@
+//! Options that name a model, a catalog and a device, and the way from them to an engine.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sidereal::Error;
+use sidereal::device::ops::DType;
+use sidereal::engine::{Engine, EngineBuilder, Limits};
+
+/// The model, its catalog, and where it runs.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Model and device")]
+pub struct LoadArgs {
+    /// Hugging Face folder of the model [default: a tiny built-in demonstration with random weights]
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Catalog of items, as JSON lines with id, type, title, popularity, sid
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub catalog: Option<PathBuf>,
+    /// How SIDs are spelled in the vocabulary [default: the model's sid_layout.json, else its tokens' names]
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub layout: Option<PathBuf>,
+    /// Type of activations and cache
+    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
+    pub dtype: DTypeArg,
+    /// Where the model runs
+    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    pub device: DeviceArg,
+    /// Threads of the CPU device [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<std::num::NonZeroUsize>,
+    /// Memory of the key/value cache in MiB [default: 512, less for small models]
+    #[arg(long, value_name = "MIB")]
+    pub cache_mib: Option<usize>,
+    /// Rows of one step: prompt tokens and beams computed together
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_rows: usize,
+}
+
+/// Element types by name.
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+pub enum DTypeArg {
+    /// 32-bit float
+    F32,
+    /// bfloat16
+    Bf16,
+    /// IEEE half precision
+    F16,
+}
+
+impl From<DTypeArg> for DType {
+    fn from(dtype: DTypeArg) -> DType {
+        match dtype {
+            DTypeArg::F32 => DType::F32,
+            DTypeArg::Bf16 => DType::Bf16,
+            DTypeArg::F16 => DType::F16,
+        }
+    }
+}
+
+/// Devices of this build.
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+pub enum DeviceArg {
+    /// The processor
+    Cpu,
+}
+
+impl LoadArgs {
+    /// Opens everything and starts the engine.
+    pub fn engine(&self) -> anyhow::Result<Engine> {
+        let start = Instant::now();
+        let engine = self.builder()?.start()?;
+        tracing::info!(seconds = start.elapsed().as_secs_f64(), device = engine.description(), "ready");
+        Ok(engine)
+    }
+
+    /// Opens everything.
+    pub fn builder(&self) -> anyhow::Result<EngineBuilder> {
+        if self.max_rows == 0 || self.max_rows > 65_536 {
+            bail!("--max-rows: {} is outside of the allowed range from 1 to 65536", self.max_rows);
+        }
+        let builder = match &self.model {
+            None => {
+                eprintln!(
+                    "note: no --model given; using the built-in tiny demonstration (random weights, synthetic catalog): \
+                     its answers are valid items but mean nothing"
+                );
+                EngineBuilder::tiny()?
+            }
+            Some(folder) => self.open(folder)?,
+        };
+        let mut builder = builder.dtype(self.dtype.into()).max_rows(self.max_rows).limits(Limits::default());
+        if let Some(threads) = self.threads {
+            builder = builder.threads(threads.get());
+        }
+        if let Some(mib) = self.cache_mib {
+            builder = builder.cache_bytes(mib.checked_mul(1 << 20).context("--cache-mib: too large")?);
+        }
+        Ok(builder)
+    }
+
+    fn open(&self, folder: &std::path::Path) -> anyhow::Result<EngineBuilder> {
+        let mut builder = EngineBuilder::open(folder).map_err(|error| match error {
+            // What is not served is said without the folder's name.
+            Error::Unsupported(_) => anyhow::Error::from(error).context(folder.display().to_string()),
+            error => error.into(),
+        })?;
+        if let Some(layout) = &self.layout {
+            builder = builder.layout_file(layout)?;
+        }
+        let Some(catalog) = &self.catalog else { return Ok(builder) };
+        let bar = progress("reading the catalog");
+        let builder = builder.catalog_file(catalog, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })?;
+        bar.finish_and_clear();
+        Ok(builder)
+    }
+}
+
+/// A progress bar in bytes on standard error; silent unless that is a terminal.
+pub fn progress(what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}") {
+        bar.set_style(style);
+    }
+    bar.with_message(what)
+}

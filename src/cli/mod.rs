@@ -1,0 +1,58 @@
+//! The command line. Results go to standard output, everything else to standard error; exit codes: 0 done, 1 failed, 2 usage.
+
+mod bench;
+mod doctor;
+mod generate;
+mod load;
+mod requests;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Serve catalog-grounded language models: every item an answer names is in the catalog.
+#[derive(Parser)]
+#[command(name = "sidereal", version, propagate_version = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer one prompt, or a file of requests.
+    Generate(Box<generate::Generate>),
+    /// Measure a model on this machine, with the limit beside the figure.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Say what this machine offers and what would run where.
+    Doctor(doctor::Doctor),
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SIDEREAL_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match Cli::parse().command {
+        Command::Generate(command) => command.run(),
+        Command::Bench(command) => command.run(),
+        Command::Doctor(command) => command.run(),
+    };
+    let flushed = std::io::stdout().flush().map_err(anyhow::Error::from);
+    match result.and(flushed) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads us has seen enough (`| head`).
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

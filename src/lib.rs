@@ -1,0 +1,18 @@
+//! Sidereal: a serving engine for catalog-grounded language models.
+//!
+//! A decoder-only model whose vocabulary holds Semantic IDs (SIDs) searches, recommends and explains;
+//! the engine guarantees that every item it names is in the catalog and passes the request's bounds.
+//!
+//! The rooms, each of which knows only those to its right:
+//! [`engine`] → [`model`] → [`device`] → [`catalog`], [`kv`], [`text`] → [`error`].
+
+pub mod catalog;
+pub mod device;
+pub mod engine;
+pub mod error;
+pub mod ids;
+pub mod kv;
+pub mod model;
+pub mod text;
+
+pub use error::{Error, Result};

@@ -1,0 +1,7 @@
+//! The `sidereal` command.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,0 +1,15 @@
+//! The integration tests, one binary.
+
+// A helper of a test may fail like the test itself.
+#![allow(clippy::unwrap_used)]
+
+mod beams;
+mod catalog;
+mod cli;
+mod engine;
+mod golden;
+mod grounded_small;
+mod kv;
+mod ops;
+mod requests;
+mod text;

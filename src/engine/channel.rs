@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -24,15 +24,29 @@ struct State {
     receiver_gone: bool,
     finished: bool,
     waker: Option<Waker>,
+    /// A thread sleeps on `ready`; waking nobody would cost a system call per token.
+    waiting: bool,
 }
 
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     ready: Condvar,
+    /// The reader is gone or was cut off; asked of every request at every step.
+    unwanted: AtomicBool,
 }
 
 impl Shared {
+    /// Wakes the reader, if it sleeps.
+    fn wake(&self, state: &mut State) {
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+        if state.waiting {
+            self.ready.notify_one();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing below panics while holding the lock, so a poisoned state is still whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -103,17 +117,16 @@ impl EventSender {
             }
         }
         let cut_off = state.finished && !last;
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
+        if cut_off {
+            self.shared.unwanted.store(true, Ordering::Relaxed);
         }
-        self.shared.ready.notify_one();
+        self.shared.wake(&mut state);
         if cut_off { Pushed::Unwanted } else { Pushed::Delivered }
     }
 
     /// Whether the reader is gone, or was cut off.
     pub fn is_unwanted(&self) -> bool {
-        let state = self.shared.lock();
-        state.receiver_gone || state.finished
+        self.shared.unwanted.load(Ordering::Relaxed)
     }
 }
 
@@ -121,10 +134,7 @@ impl Drop for EventSender {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.sender_gone = true;
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
-        self.shared.ready.notify_one();
+        self.shared.wake(&mut state);
         self.status.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -174,7 +184,9 @@ impl Iterator for EventStream {
             if let Some(event) = self.pop(&mut state) {
                 return event;
             }
+            state.waiting = true;
             state = shared.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting = false;
         }
     }
 }
@@ -198,6 +210,7 @@ impl Drop for EventStream {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.receiver_gone = true;
+        self.shared.unwanted.store(true, Ordering::Relaxed);
         state.queue.clear();
     }
 }

@@ -4,7 +4,7 @@ use super::channel::EventSender;
 use super::text_answer::TextAnswer;
 use super::validate::{Task, ValidatedRequest};
 use crate::ids::{SearchId, SequenceId, TokenId};
-use crate::kv::{BeamSlots, Table};
+use crate::kv::{BeamSlots, Registered, Table};
 
 /// A request that waits or runs.
 pub(super) struct Job {
@@ -18,6 +18,8 @@ pub(super) struct Job {
     pub computed: usize,
     /// Cache blocks of `tokens`; empty while waiting.
     pub table: Table,
+    /// What of `table` is in the prefix cache.
+    pub registered: Registered,
     /// Private cache places of each of the request's searches; empty while waiting.
     pub slots: Vec<BeamSlots>,
     pub phase: Phase,

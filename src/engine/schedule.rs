@@ -17,7 +17,7 @@ use crate::device::ops::{
 };
 use crate::error::Result;
 use crate::ids::{SearchId, TokenId};
-use crate::kv::{BLOCK_TOKENS, BeamSlots, BlockPool, Table};
+use crate::kv::{BLOCK_TOKENS, BeamSlots, BlockPool, Registered, Table};
 
 /// Blocks kept free for running text when a new job is admitted beside it, per running job.
 const HEADROOM_BLOCKS: usize = 1;
@@ -121,6 +121,9 @@ impl Schedule {
 
     /// Admits waiting jobs while their blocks and rows are to be had.
     fn admit(&mut self, device: &mut dyn Device) -> Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
         let first = self.running.len();
         let mut reserved: usize = self.running.iter().map(Job::step_rows).sum();
         let mut prompt_rows = 0;
@@ -166,6 +169,7 @@ impl Schedule {
     fn release(&self, job: &mut Job) {
         job.table = Table::new(&self.pool, Vec::new());
         job.slots.clear();
+        job.registered = Registered::default();
         job.computed = 0;
         job.phase = Phase::Context;
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::answer::{AnswerItem, AnswerPart, TokenLogprob};
-use super::validate::TextTask;
+use super::validate::{TextTask, ValidatedRequest};
 use crate::catalog::{Catalog, Mask};
 use crate::device::ops::{Sampling, TextOutcome, TokenCount};
 use crate::ids::{SidIndex, TokenId, TypeId};
@@ -14,8 +14,11 @@ use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 pub(super) struct TextAnswer {
     detokenizer: Detokenizer,
     stop: StopMatcher,
+    /// Whether there are stop strings at all.
+    stops: bool,
     parts: Vec<AnswerPart>,
-    logprobs: Vec<TokenLogprob>,
+    /// One per token of the answer; `None` if the request did not ask.
+    logprobs: Option<Vec<TokenLogprob>>,
     /// What may still be named: the request's masks, without the SIDs named so far unless repeats are allowed.
     masks: Vec<(TypeId, Arc<Mask>)>,
     /// Occurrences by token; only kept when a penalty is on.
@@ -30,14 +33,16 @@ pub(super) struct Delta {
 }
 
 impl TextAnswer {
-    pub fn new(tokenizer: &Tokenizer, task: &TextTask, prompt: &[TokenId]) -> TextAnswer {
+    pub fn new(tokenizer: &Tokenizer, task: &TextTask, request: &ValidatedRequest) -> TextAnswer {
         TextAnswer {
             detokenizer: tokenizer.detokenizer(),
             stop: StopMatcher::new(task.stop.iter().cloned()),
+            stops: !task.stop.is_empty(),
             parts: Vec::new(),
-            logprobs: Vec::new(),
+            logprobs: request.logprobs.map(|_| Vec::new()),
             masks: task.spans.as_ref().map(|spans| spans.types.clone()).unwrap_or_default(),
-            counts: penalizes(&task.sampling).then(|| prompt.iter().map(|&token| (token, 0)).collect()),
+            counts: penalizes(&task.sampling)
+                .then(|| request.tokens.iter().map(|&token| (token, 0)).collect()),
         }
     }
 
@@ -46,11 +51,10 @@ impl TextAnswer {
         if let Some(counts) = &mut self.counts {
             *counts.entry(outcome.token).or_default() += 1;
         }
-        self.logprobs.push(TokenLogprob {
-            id: outcome.token,
-            logprob: outcome.logprob,
-            top: outcome.top.clone(),
-        });
+        if let Some(logprobs) = &mut self.logprobs {
+            let top = outcome.top.clone();
+            logprobs.push(TokenLogprob { id: outcome.token, logprob: outcome.logprob, top });
+        }
     }
 
     /// Shows a sampled token.
@@ -58,7 +62,11 @@ impl TextAnswer {
         let Some(text) = self.detokenizer.push(token) else {
             return Delta { text: String::new(), stopped: false };
         };
-        self.pass(&text)
+        if self.stops {
+            return self.pass(&text);
+        }
+        self.append(&text);
+        Delta { text, stopped: false }
     }
 
     fn pass(&mut self, text: &str) -> Delta {
@@ -91,17 +99,16 @@ impl TextAnswer {
 
     /// Adds an item and the log-probabilities of its codes and closer.
     pub fn add_item(&mut self, item: AnswerItem, codes: &[(TokenId, f32)]) {
-        self.logprobs.extend(codes.iter().map(|&(id, logprob)| TokenLogprob {
-            id,
-            logprob,
-            top: Vec::new(),
-        }));
+        if let Some(logprobs) = &mut self.logprobs {
+            let forced = |&(id, logprob): &(TokenId, f32)| TokenLogprob { id, logprob, top: Vec::new() };
+            logprobs.extend(codes.iter().map(forced));
+        }
         self.parts.push(item.into());
     }
 
     /// Forgets the log-probability of an opener that a spent budget removes from the answer.
     pub fn remove_opener(&mut self) {
-        self.logprobs.pop();
+        self.logprobs.as_mut().and_then(Vec::pop);
     }
 
     /// Makes a SID dead for later spans.
@@ -132,7 +139,7 @@ impl TextAnswer {
     }
 
     /// The parts and log-probabilities, at the end.
-    pub fn into_parts(self) -> (Vec<AnswerPart>, Vec<TokenLogprob>) {
+    pub fn into_parts(self) -> (Vec<AnswerPart>, Option<Vec<TokenLogprob>>) {
         (self.parts, self.logprobs)
     }
 }

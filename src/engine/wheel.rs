@@ -16,7 +16,7 @@ use crate::device::ops::{Device, Outcome, Path, SidOutcome, TextOutcome};
 use crate::device::random::{COMMIT, Noise};
 use crate::error::{Error, Result};
 use crate::ids::{SequenceId, TokenId};
-use crate::kv::{BlockPool, PoolStats, Table};
+use crate::kv::{BlockPool, PoolStats, Registered, Table};
 use crate::model::decoder;
 use crate::text::Tokenizer;
 
@@ -54,7 +54,10 @@ pub enum Turn {
     Idle,
 }
 
-/// A path of a search that ended, with what is needed to commit it.
+/// What a job ends with; boxed, since most jobs do not end in a step.
+type End = Box<Result<Answer>>;
+
+/// Whether and why a text ended.
 enum Ended {
     Not,
     Stop,
@@ -112,7 +115,7 @@ impl Wheel {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let text = match &request.task {
-            Task::Text(task) => Some(TextAnswer::new(&self.tokenizer, task, &request.tokens)),
+            Task::Text(task) => Some(TextAnswer::new(&self.tokenizer, task, &request)),
             _ => None,
         };
         self.schedule.waiting.push_back(Job {
@@ -121,6 +124,7 @@ impl Wheel {
             prompt_len: request.tokens.len(),
             computed: 0,
             table: Table::new(&self.schedule.pool, Vec::new()),
+            registered: Registered::default(),
             slots: Vec::new(),
             phase: Phase::Context,
             text,
@@ -184,7 +188,7 @@ impl Wheel {
     /// Takes a step's outcome apart.
     fn apply(&mut self, outcome: Outcome) -> Result<()> {
         let jobs = self.schedule.running.len();
-        let mut ends: Vec<Option<Result<Answer>>> = (0..jobs).map(|_| None).collect();
+        let mut ends: Vec<Option<End>> = (0..jobs).map(|_| None).collect();
         for &(at, computed) in &self.schedule.fed {
             self.schedule.running[at].computed = computed;
         }
@@ -195,7 +199,7 @@ impl Wheel {
             let Some(end) = ends[at].take() else { continue };
             let job = self.schedule.running.remove(at);
             close_searches(&job, &mut *self.device);
-            let (counter, event) = match end {
+            let (counter, event) = match *end {
                 Ok(answer) => (&self.counters.finished, Event::Finished(Box::new(answer))),
                 Err(error) => (&self.counters.failed, Event::Failed(error)),
             };
@@ -206,32 +210,36 @@ impl Wheel {
     }
 
     /// Registers the blocks of jobs that were just fed to the end, now that their last row is known to be sound.
-    fn share_prefixes(&self, ends: &[Option<Result<Answer>>]) {
+    fn share_prefixes(&mut self, ends: &[Option<End>]) {
         for &(at, computed) in &self.schedule.fed {
-            let job = &self.schedule.running[at];
-            let sound = !matches!(ends[at], Some(Err(_)));
+            let job = &mut self.schedule.running[at];
+            let sound = !ends[at].as_ref().is_some_and(|end| end.is_err());
             let whole = computed >= job.prompt_len;
             let crossed = computed.is_multiple_of(crate::kv::BLOCK_TOKENS) || computed == job.prompt_len;
             if sound && whole && crossed {
                 let tokens = &job.tokens[..computed.min(job.shareable())];
-                self.schedule.pool.register(0, tokens, job.table.blocks());
+                let (pool, blocks) = (&self.schedule.pool, job.table.blocks());
+                job.registered = pool.register_more(0, tokens, blocks, job.registered);
             }
         }
     }
 
-    fn apply_texts(&mut self, outcomes: &[TextOutcome], ends: &mut [Option<Result<Answer>>]) {
+    fn apply_texts(&mut self, outcomes: &[TextOutcome], ends: &mut [Option<End>]) {
         for (owner, outcome) in self.schedule.text_owners.iter().zip(outcomes) {
             match *owner {
                 Owner::Text { job: at } => {
                     let job = &mut self.schedule.running[at];
                     let opener = self.schedule.opener;
-                    ends[at] =
-                        if outcome.fault { Some(Err(fault(job))) } else { take_token(job, outcome, opener) };
+                    ends[at] = if outcome.fault {
+                        Some(Box::new(Err(fault(job))))
+                    } else {
+                        take_token(job, outcome, opener)
+                    };
                 }
                 Owner::Choice { job: at, branch } => {
                     let job = &mut self.schedule.running[at];
                     if outcome.fault {
-                        ends[at] = Some(Err(fault(job)));
+                        ends[at] = Some(Box::new(Err(fault(job))));
                     } else {
                         take_choice_token(job, branch, outcome.logprob);
                     }
@@ -240,16 +248,16 @@ impl Wheel {
         }
         for (at, end) in ends.iter_mut().enumerate() {
             if end.is_none() {
-                *end = finish_choice(&mut self.schedule.running[at]).map(Ok);
+                *end = finish_choice(&mut self.schedule.running[at]).map(|answer| Box::new(Ok(answer)));
             }
         }
     }
 
-    fn apply_searches(&mut self, outcomes: &[SidOutcome], ends: &mut [Option<Result<Answer>>]) -> Result<()> {
+    fn apply_searches(&mut self, outcomes: &[SidOutcome], ends: &mut [Option<End>]) -> Result<()> {
         for (&(at, which), outcome) in self.schedule.sid_owners.iter().zip(outcomes) {
             let job = &mut self.schedule.running[at];
             if outcome.fault {
-                ends[at] = Some(Err(fault(job)));
+                ends[at] = Some(Box::new(Err(fault(job))));
             }
             if let Phase::Search(searches) = &mut job.phase {
                 let search = &mut searches[which];
@@ -271,7 +279,7 @@ impl Wheel {
             close_searches(job, &mut *self.device);
             job.phase = Phase::Context;
             *end = match (&job.request.task, &self.layout) {
-                (Task::Items(task), _) => Some(Ok(items(job, task, &paths))),
+                (Task::Items(task), _) => Some(Box::new(Ok(items(job, task, &paths)))),
                 (_, Some(layout)) => commit_span(job, layout, paths.into_iter().flatten().collect()),
                 _ => None,
             };
@@ -288,7 +296,7 @@ fn fault(job: &Job) -> Error {
 }
 
 /// Takes the next token of a text; the answer, if it ended.
-fn take_token(job: &mut Job, outcome: &TextOutcome, opener: Option<TokenId>) -> Option<Result<Answer>> {
+fn take_token(job: &mut Job, outcome: &TextOutcome, opener: Option<TokenId>) -> Option<End> {
     let (Task::Text(task), Some(text)) = (&job.request.task, &mut job.text) else { return None };
     let token = outcome.token;
     job.tokens.push(token);
@@ -322,7 +330,7 @@ fn send_text(events: &EventSender, text: String) {
     }
 }
 
-fn end_text(job: &mut Job, ended: Ended) -> Option<Result<Answer>> {
+fn end_text(job: &mut Job, ended: Ended) -> Option<End> {
     let finish_reason = match ended {
         Ended::Not => return None,
         Ended::Stop => FinishReason::Stop,
@@ -336,15 +344,15 @@ fn end_text(job: &mut Job, ended: Ended) -> Option<Result<Answer>> {
     answer.content = Some(content);
     answer.usage.completion_tokens = job.answer_len();
     answer.token_ids = job.request.return_token_ids.then(|| job.tokens[job.prompt_len..].to_vec());
-    answer.logprobs = job.request.logprobs.map(|_| logprobs);
+    answer.logprobs = logprobs;
     if let Task::Text(task) = &job.request.task {
         answer.score = task.spans.as_ref().map(|spans| spans.normalizer);
     }
-    Some(Ok(answer))
+    Some(Box::new(Ok(answer)))
 }
 
 /// Commits one of a span's finished paths; the answer, if it ended.
-fn commit_span(job: &mut Job, layout: &Layout, paths: Vec<Path>) -> Option<Result<Answer>> {
+fn commit_span(job: &mut Job, layout: &Layout, paths: Vec<Path>) -> Option<End> {
     let Task::Text(task) = &job.request.task else { return None };
     let (spans, catalog) = (task.spans.as_ref()?, job.request.catalog.clone()?);
     let text = job.text.as_mut()?;

@@ -57,7 +57,7 @@ mod pool;
 mod prefix;
 mod table;
 
-pub use pool::{Block, BlockPool, PoolStats};
+pub use pool::{Block, BlockPool, PoolStats, Registered};
 pub use table::{BeamSlots, Table};
 
 /// Tokens held by one cache block. Slot `s` lies in block `s / BLOCK_TOKENS` at place `s % BLOCK_TOKENS`.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::BLOCK_TOKENS;
 use super::lists::{List, Lists};
-use super::prefix::PrefixCache;
+use super::prefix::{Link, PrefixCache};
 use crate::ids::{BlockId, TokenId};
 
 /// How many blocks are in which state: `total = free + used + cached + pending`.
@@ -109,15 +109,34 @@ impl BlockPool {
     /// # Panics
     /// If a block belongs to another pool.
     pub fn register(&self, salt: u64, tokens: &[TokenId], blocks: &[Block]) {
+        self.register_more(salt, tokens, blocks, Registered::default());
+    }
+
+    /// As [`BlockPool::register`] for a sequence that has grown: `before` is what the call for its beginning returned, and
+    /// the blocks that it covered are not looked at again.
+    ///
+    /// # Panics
+    /// If a block belongs to another pool.
+    pub fn register_more(
+        &self,
+        salt: u64,
+        tokens: &[TokenId],
+        blocks: &[Block],
+        before: Registered,
+    ) -> Registered {
+        let full = blocks.len().min(tokens.len() / BLOCK_TOKENS);
+        let Some(new) = blocks.get(before.blocks..full) else { return before };
         assert!(
-            blocks.iter().all(|block| Arc::ptr_eq(&block.pool.state, &self.state)),
+            new.iter().all(|block| Arc::ptr_eq(&block.pool.state, &self.state)),
             "a block is registered with the pool that it came from"
         );
         let mut state = self.lock();
-        let mut parent = None;
-        for (chunk, block) in tokens.chunks_exact(BLOCK_TOKENS).zip(blocks) {
-            parent = Some(state.prefix.register(parent, salt, chunk, block.id));
+        let mut last = before.last;
+        let chunks = tokens[before.blocks * BLOCK_TOKENS..].chunks_exact(BLOCK_TOKENS);
+        for (chunk, block) in chunks.zip(new) {
+            last = Some(state.prefix.register(last, salt, chunk, block.id));
         }
+        Registered { blocks: full, last }
     }
 
     /// How many blocks are in which state.
@@ -141,6 +160,13 @@ impl fmt::Debug for BlockPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("BlockPool").field(&self.stats()).finish()
     }
+}
+
+/// How much of a sequence has been registered: see [`BlockPool::register_more`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Registered {
+    blocks: usize,
+    last: Option<Link>,
 }
 
 /// One reference to a block: cloning adds one, dropping removes one, and with the last the block goes back to its pool.

@@ -49,7 +49,9 @@ impl Table {
     #[must_use = "without room there are no slots"]
     pub fn ensure(&mut self, tokens: usize) -> Option<()> {
         let missing = tokens.div_ceil(BLOCK_TOKENS).saturating_sub(self.blocks.len());
-        self.blocks.extend(self.pool.allocate(missing)?);
+        if missing > 0 {
+            self.blocks.extend(self.pool.allocate(missing)?);
+        }
         Some(())
     }
 

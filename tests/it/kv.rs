@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::any;
 use proptest::test_runner::{Config, TestRunner};
 use sidereal::ids::{BlockId, TokenId};
-use sidereal::kv::{BLOCK_TOKENS, BeamSlots, Block, BlockPool, PoolStats, Table};
+use sidereal::kv::{BLOCK_TOKENS, BeamSlots, Block, BlockPool, PoolStats, Registered, Table};
 
 /// Tokens of a text in which each letter fills a block, and `extra` tokens more.
 fn tokens(letters: &[u8], extra: usize) -> Vec<TokenId> {
@@ -25,6 +25,24 @@ fn cached(pool: &BlockPool, salt: u64, letters: &[u8]) -> Vec<Block> {
     let blocks = pool.allocate(letters.len()).unwrap();
     pool.register(salt, &tokens(letters, 0), &blocks);
     blocks
+}
+
+#[test]
+fn a_sequence_registered_as_it_grows_is_found_like_one_registered_at_once() {
+    let pool = BlockPool::new(8);
+    let blocks = pool.allocate(4).unwrap();
+    let all = tokens(b"abcd", 0);
+    let mut registered = Registered::default();
+    // Nothing new, a part of a block, one block, the rest, and the end again.
+    for len in [0, BLOCK_TOKENS - 1, BLOCK_TOKENS, 4 * BLOCK_TOKENS, 4 * BLOCK_TOKENS] {
+        registered = pool.register_more(0, &all[..len], &blocks, registered);
+        assert_eq!(
+            ids(&pool.lookup(0, &tokens(b"abcd", 1))),
+            ids(&blocks[..len / BLOCK_TOKENS]),
+            "after {len}"
+        );
+    }
+    assert!(pool.lookup(1, &tokens(b"abcd", 1)).is_empty());
 }
 
 // ---- the model ------------------------------------------------------------------------------------------------

@@ -13,6 +13,18 @@ use crate::error::{Error, Result};
 use crate::ids::TokenId;
 use crate::kv::BLOCK_TOKENS;
 
+/// The options that shape a list of items, and whether they are given.
+fn list_options(request: &Request) -> [(&'static str, bool); 6] {
+    [
+        ("n", request.n.is_some()),
+        ("beam_width", request.beam_width.is_some()),
+        ("quotas", request.quotas.is_some()),
+        ("boosts", request.boosts.is_some()),
+        ("diversity", request.diversity.is_some()),
+        ("collisions", request.collisions.is_some()),
+    ]
+}
+
 impl Frontend {
     pub(super) fn text(
         &self,
@@ -21,15 +33,7 @@ impl Frontend {
         dropped: &mut BTreeMap<&'static str, usize>,
     ) -> Result<(Task, Room)> {
         let output = request.output.unwrap_or_default();
-        let items_only = [
-            ("n", request.n.is_some()),
-            ("beam_width", request.beam_width.is_some()),
-            ("quotas", request.quotas.is_some()),
-            ("boosts", request.boosts.is_some()),
-            ("diversity", request.diversity.is_some()),
-            ("collisions", request.collisions.is_some()),
-        ];
-        forbid(&items_only, "output text or mixed", "it shapes a list of items")?;
+        forbid(&list_options(request), "output text or mixed", "it shapes a list of items")?;
         let width =
             integer("span_beam", request.span_beam, 8, 1..=self.limits.beam_width.min(self.max_rows))? as u32;
         let mut private = 0;
@@ -151,14 +155,10 @@ impl Frontend {
             ("repetition_penalty", request.repetition_penalty.is_some()),
             ("presence_penalty", request.presence_penalty.is_some()),
             ("frequency_penalty", request.frequency_penalty.is_some()),
-            ("n", request.n.is_some()),
-            ("beam_width", request.beam_width.is_some()),
-            ("quotas", request.quotas.is_some()),
-            ("boosts", request.boosts.is_some()),
-            ("diversity", request.diversity.is_some()),
-            ("collisions", request.collisions.is_some()),
         ];
-        forbid(&generated, "choice", "nothing is generated, the strings are scored")?;
+        let why = "nothing is generated, the strings are scored";
+        forbid(&generated, "choice", why)?;
+        forbid(&list_options(request), "choice", why)?;
         if choice.is_empty() {
             return Err(Error::invalid("choice", "the list is empty; at least 1 string is needed"));
         }

@@ -1,0 +1,197 @@
+// Argument structs of the kernels and the records of the plan buffer; src/device/cuda/args.rs mirrors every one of them.
+//
+// What a captured graph freezes (addresses, model sizes, bucket bounds) travels in the argument structs, by value. What changes from step
+// to step lies in the plan buffer, filled by one copy: arrays of the records below, whose lengths are in StepCounts.
+//
+// Every struct is a multiple of 16 bytes with no implicit padding. Addresses are device addresses.
+#pragma once
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#include <vector_types.h>
+#else
+#include "host/runtime.h"
+#endif
+
+#define ARGS_SIZE(type, bytes) static_assert(sizeof(type) == bytes && alignof(type) <= 16, "src/device/cuda/args.rs mirrors " #type)
+
+// ---------------------------------------------------------------------------------------------------------------- bounds
+
+constexpr uint32_t BLOCK_TOKENS = 16;   // tokens of a cache block
+constexpr uint32_t MAX_WIDTH = 1024;    // beams of a search
+constexpr uint32_t MAX_LEVELS = 16;     // levels of a SID
+constexpr uint32_t NONE = 0xffffffffu;
+
+// ---------------------------------------------------------------------------------------------------- records of the plan
+
+// Lengths of the plan's arrays, first in the plan buffer.
+struct StepCounts {
+    uint32_t rows;
+    uint32_t segments;
+    uint32_t narrow_items;   // attention tiles of 16 packed queries
+    uint32_t wide_items;     // attention tiles of 64 packed queries
+    uint32_t text_rows;
+    uint32_t sid_steps;
+    uint32_t candidates;     // rows offered to the codebook products
+    uint32_t blocks;         // entries of the block tables
+};
+ARGS_SIZE(StepCounts, 32);
+
+constexpr uint32_t SOURCE_TOKEN = 0, SOURCE_SOFT = 1, SOURCE_BEAM = 2;
+
+// One row of the batch.
+struct RowInfo {
+    uint32_t source;     // SOURCE_*
+    uint32_t value;      // token id; index of the soft token; beam of the row's segment
+    uint32_t position;
+    uint32_t slot;       // cache slot that receives key and value: block * BLOCK_TOKENS + place
+};
+ARGS_SIZE(RowInfo, 16);
+
+// A run of rows that a product works on: rows [first, first + rows) of its input, whose results begin at element `out` of its output.
+struct RowGroup {
+    uint32_t first;
+    uint32_t rows;
+    uint64_t out;
+};
+ARGS_SIZE(RowGroup, 16);
+
+// What the other kernels need to know of a search; written by the SID step.
+struct BeamView {
+    uint32_t live;                                // live beams: rows of the next segment that count
+    uint32_t reserved[3];
+    uint32_t token[MAX_WIDTH];                    // input token of each live beam
+    uint16_t ancestor[MAX_LEVELS][MAX_WIDTH];     // [level][beam]: place in the beam of `level` of the ancestor of a live beam; at the beam's own level itself
+};
+ARGS_SIZE(BeamView, 16 + 4 * 1024 + 2 * 16 * 1024);
+
+constexpr uint32_t SEGMENT_CAUSAL = 0, SEGMENT_BEAM = 1;
+
+// Contiguous rows that share a context of cached keys (ops.rs, Segment).
+//
+// Attention packs the queries of a key/value head: packed query p of the segment is row first_row + p / group, query head
+// kv_head * group + p % group, with group = heads / kv_heads. With splits > 0 the context is cut at multiples of split_keys and the tiles
+// write partial results: those of split s, packed query p lie in unit partial + s * split_units + p / 16, line p % 16, and attention_combine joins them.
+struct SegmentInfo {
+    uint64_t beams;           // BeamView of a beam segment
+    uint32_t first_row;
+    uint32_t rows;
+    uint32_t table;           // first entry of the block table
+    uint32_t table_blocks;    // entries of the block table
+    uint32_t context;         // keys in the cache before the first row
+    uint32_t kind;            // SEGMENT_*
+    uint32_t level;           // beam: level of the codes that are this step's inputs
+    uint32_t private_table;   // beam: first entry of the private block table
+    uint32_t private_blocks;
+    uint32_t stride;          // beam: places per level of the private table
+    uint32_t splits;          // 0: the tiles write the result themselves; a beam segment has at least 1
+    uint32_t split_keys;
+    uint32_t partial;
+    uint32_t split_units;
+};
+ARGS_SIZE(SegmentInfo, 64);
+
+// A tile of packed queries against a range of keys of the context.
+struct AttentionItem {
+    uint32_t segment;
+    uint32_t packed;      // first packed query of the tile
+    uint32_t key_begin;
+    uint32_t key_end;
+    uint32_t split;       // which partial result; ignored if the segment has no splits
+    uint32_t reserved[3];
+};
+ARGS_SIZE(AttentionItem, 32);
+
+// ------------------------------------------------------------------------------------------------------- embed, rms_norm
+
+struct EmbedArgs {
+    const void* table;               // [vocab, hidden]
+    const RowInfo* rows;
+    const uint32_t* row_segment;     // [rows]
+    const SegmentInfo* segments;
+    const float* soft;               // [soft tokens, hidden]
+    const StepCounts* counts;
+    void* x;                         // [rows, hidden]
+    uint32_t hidden;
+    uint32_t vocab;
+    uint32_t soft_tokens;            // capacity of soft
+    uint32_t max_rows;
+    uint32_t max_segments;
+    uint32_t reserved;
+};
+ARGS_SIZE(EmbedArgs, 80);
+
+struct NormArgs {
+    const void* x;                // [max_rows, hidden]
+    const float* weight;          // [hidden]
+    void* out;                    // [.., hidden]
+    const uint32_t* list;         // rows of x, one per row of out; null: row i of x is row i of out
+    const RowGroup* group;        // rows of out
+    uint32_t hidden;
+    float eps;
+    uint32_t max_rows;            // of x
+    uint32_t max_out;             // of out
+    uint32_t reserved[2];
+};
+ARGS_SIZE(NormArgs, 64);
+
+// ------------------------------------------------------------------------------------------------------------- products
+
+
+
+// ------------------------------------------------------------------------------------- q/k norm, rope, cache; attention
+
+struct RopeArgs {
+    const float* qkv;             // [rows, (heads + 2 kv_heads) * head_dim]
+    const float* q_norm;          // [head_dim] or null
+    const float* k_norm;
+    const float* inv_freq;        // [head_dim / 2]
+    const RowInfo* rows;
+    const StepCounts* counts;
+    void* q;                      // [rows, heads * head_dim]
+    void* k;                      // [blocks, kv_heads, BLOCK_TOKENS, head_dim]
+    void* v;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t cache_blocks;
+    uint32_t max_rows;
+    float eps;
+    float scale;                  // of sine and cosine
+};
+ARGS_SIZE(RopeArgs, 96);
+
+struct AttentionArgs {
+    const void* q;                // [rows, heads * head_dim]
+    const void* k;                // [cache_blocks, kv_heads, BLOCK_TOKENS, head_dim]
+    const void* v;
+    void* out;                    // [rows, heads * head_dim]
+    float* partial;               // [units, kv_heads, 16, head_dim]: sums of exp(s - max) v
+    float2* partial_sums;         // [units, kv_heads, 16]: (max of s * log2 e, sum)
+    const SegmentInfo* segments;
+    const AttentionItem* items;
+    const uint32_t* item_count;
+    const uint32_t* row_segment;
+    const uint32_t* blocks;       // block tables
+    const StepCounts* counts;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t cache_blocks;
+    uint32_t max_rows;
+    uint32_t max_segments;
+    uint32_t max_items;
+    uint32_t max_table;           // capacity of blocks
+    uint32_t max_units;
+    uint32_t window;              // 0: none
+    float scale;                  // log2(e) / sqrt(head_dim)
+    uint32_t reserved[2];
+};
+ARGS_SIZE(AttentionArgs, 144);
+
+// ------------------------------------------------------------------------------------------------------------- sampling
+
+
+
+// ------------------------------------------------------------------------------------------------------------- SID step
+
+
+

@@ -9,6 +9,8 @@
 mod library;
 mod modules;
 mod profiler;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -83,10 +85,9 @@ impl CudaDriver {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: a context is current.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) }).map_err(failed)?;
-        let modules = Modules::load(&properties)?;
-        Ok(CudaDriver {
+        let mut driver = CudaDriver {
+            modules: Modules::new(properties.shared_per_block),
             properties,
-            modules,
             stream,
             arenas: HashMap::new(),
             events: Vec::new(),
@@ -98,7 +99,9 @@ impl CudaDriver {
             last: Last::Nothing,
             fault: None,
             context,
-        })
+        };
+        driver.modules.load(&driver.properties)?;
+        Ok(driver)
     }
 
     /// What every call begins with: no fault so far, and the context is this thread's.

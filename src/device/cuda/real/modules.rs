@@ -109,23 +109,22 @@ pub(super) struct Modules {
 }
 
 impl Modules {
+    /// Nothing loaded yet.
+    pub fn new(shared_per_block: u32) -> Modules {
+        Modules { loaded: Vec::new(), entries: Vec::new(), by_name: HashMap::new(), shared_per_block }
+    }
+
     /// Loads the code that suits a device into the current context.
-    pub fn load(properties: &Properties) -> Result<Modules> {
-        let mut modules = Modules {
-            loaded: Vec::new(),
-            entries: Vec::new(),
-            by_name: HashMap::new(),
-            shared_per_block: properties.shared_per_block,
-        };
+    pub fn load(&mut self, properties: &Properties) -> Result<()> {
         for (file, architecture, code) in choose(properties)? {
             let mut module = std::ptr::null_mut();
             // SAFETY: a context is current, and `code` is a whole cubin: its length is in its ELF header.
             let result = unsafe { sys::cuModuleLoadData(&mut module, code.as_ptr().cast()) };
             check("cuModuleLoadData", result)
                 .map_err(|failure| failed(format!("{file} for sm_{architecture}: {failure}")))?;
-            modules.loaded.push(module);
+            self.loaded.push(module);
         }
-        Ok(modules)
+        Ok(())
     }
 
     /// An entry that was found before.

@@ -10,11 +10,11 @@ use crate::device::cuda::driver::{Kernel, Launch, Properties, failed};
 use crate::error::{Error, Result};
 
 mod built {
-    //! `CUBINS`: (source file, architecture, machine code), written by build.rs.
+    //! `CUBINS`, written by build.rs.
     include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
 }
 
-/// Machine code of one source file for one architecture.
+/// Architecture, kernel file, machine code.
 type Cubin = (&'static str, &'static str, &'static [u8]);
 
 /// Picks the best machine code for a device, one per source file.
@@ -25,17 +25,17 @@ pub(super) fn choose(properties: &Properties) -> Result<Vec<Cubin>> {
 fn pick(cubins: &[Cubin], properties: &Properties) -> Result<Vec<Cubin>> {
     let mut best: Vec<(Cubin, u32)> = Vec::new();
     for &cubin in cubins {
-        let rank = rank(cubin.1, properties.capability);
-        match best.iter_mut().find(|(other, _)| other.0 == cubin.0) {
+        let rank = rank(cubin.0, properties.capability);
+        match best.iter_mut().find(|(other, _)| other.1 == cubin.1) {
             Some(slot) if rank > slot.1 => *slot = (cubin, rank),
             Some(_) => {}
             None => best.push((cubin, rank)),
         }
     }
-    let Some(&((file, ..), _)) = best.iter().find(|(_, rank)| *rank == 0) else {
+    let Some(&((_, file, _), _)) = best.iter().find(|(_, rank)| *rank == 0) else {
         return Ok(best.into_iter().map(|(cubin, _)| cubin).collect());
     };
-    let mut built: Vec<_> = cubins.iter().filter(|c| c.0 == file).map(|c| c.1).collect();
+    let mut built: Vec<_> = cubins.iter().filter(|c| c.1 == file).map(|c| c.0).collect();
     built.sort_unstable();
     let (major, minor) = properties.capability;
     Err(failed(format!(
@@ -116,7 +116,7 @@ impl Modules {
 
     /// Loads the code that suits a device into the current context.
     pub fn load(&mut self, properties: &Properties) -> Result<()> {
-        for (file, architecture, code) in choose(properties)? {
+        for (architecture, file, code) in choose(properties)? {
             let mut module = std::ptr::null_mut();
             // SAFETY: a context is current, and `code` is a whole cubin: its length is in its ELF header.
             let result = unsafe { sys::cuModuleLoadData(&mut module, code.as_ptr().cast()) };
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn the_best_code_is_picked_for_every_file() {
         let cubins: [Cubin; 4] =
-            [("a", "80", b"1"), ("a", "90a", b"2"), ("b", "90a", b"3"), ("b", "80", b"4")];
+            [("80", "a", b"1"), ("90a", "a", b"2"), ("90a", "b", b"3"), ("80", "b", b"4")];
         let picked = |capability| -> Vec<&str> {
             pick(&cubins, &device(capability))
                 .unwrap()
@@ -238,14 +238,14 @@ mod tests {
 
     #[test]
     fn a_device_without_code_is_told_what_was_built() {
-        let cubins: [Cubin; 2] = [("a", "90a", b"1"), ("a", "80", b"2")];
+        let cubins: [Cubin; 2] = [("90a", "a", b"1"), ("80", "a", b"2")];
         let error = pick(&cubins, &device((12, 0))).unwrap_err().to_string();
         assert_eq!(
             error,
             "device: Test has compute capability 12.0, and this build holds code for sm_80, sm_90a only: build it with \
              SIDEREAL_CUDA_ARCH=120"
         );
-        let one: [Cubin; 1] = [("a", "80", b"2")];
+        let one: [Cubin; 1] = [("80", "a", b"2")];
         assert!(pick(&one, &device((9, 0))).unwrap_err().to_string().ends_with("=90a"));
     }
 

@@ -102,6 +102,17 @@ struct AttentionItem {
 };
 ARGS_SIZE(AttentionItem, 32);
 
+// ----------------------------------------------------------------------------------------------------------------- probe
+
+struct ProbeArgs {
+    const float* x;               // [count]
+    float* y;                     // [count]
+    uint64_t count;
+    float scale;
+    float offset;
+};
+ARGS_SIZE(ProbeArgs, 32);
+
 // ------------------------------------------------------------------------------------------------------- embed, rms_norm
 
 struct EmbedArgs {

@@ -2,6 +2,8 @@
 
 mod check;
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+pub mod cuda;
 mod elementary;
 pub mod hash;
 pub mod ops;

@@ -102,6 +102,17 @@ struct AttentionItem {
 };
 ARGS_SIZE(AttentionItem, 32);
 
+// ----------------------------------------------------------------------------------------------------------------- probe
+
+struct ProbeArgs {
+    const float* x;               // [count]
+    float* y;                     // [count]
+    uint64_t count;
+    float scale;
+    float offset;
+};
+ARGS_SIZE(ProbeArgs, 32);
+
 // ------------------------------------------------------------------------------------------------------- embed, rms_norm
 
 struct EmbedArgs {
@@ -193,12 +204,5 @@ ARGS_SIZE(AttentionArgs, 144);
 
 // ------------------------------------------------------------------------------------------------------------- SID step
 
-// --------------------------------------------------------------------------------------------------------------- probe
 
-struct ProbeArgs {
-  uint64_t x;      // float [count]
-  uint64_t y;      // float [count]
-  uint64_t count;
-  float scale, offset;
-};
-ARGS_SIZE(ProbeArgs, 32);
+

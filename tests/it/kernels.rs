@@ -1,3 +1,45 @@
-//! Kernel-level tests: each family of kernels against its reference, on every driver present.
+//! Kernel-level tests: each family of kernels against its reference, on every driver there is.
 
 mod emulator;
+
+use sidereal::device::cuda::driver::Driver;
+#[cfg(feature = "emulated")]
+use sidereal::device::cuda::emulated::{EmulatedDriver, EmulatedOptions};
+
+/// Every driver that this build and this machine have, by name: the host, in one order of threads, and the first GPU.
+pub fn drivers() -> Vec<(String, Box<dyn Driver>)> {
+    let mut drivers: Vec<(String, Box<dyn Driver>)> = Vec::new();
+    #[cfg(feature = "emulated")]
+    {
+        let options = EmulatedOptions::from_environment().unwrap();
+        drivers.push(("emulated".to_owned(), Box::new(EmulatedDriver::new(options).unwrap())));
+    }
+    drivers.extend(gpu());
+    drivers
+}
+
+/// The same, with the host in several orders of threads, asynchronous copies late and early.
+pub fn drivers_in_every_order() -> Vec<(String, Box<dyn Driver>)> {
+    let mut drivers: Vec<(String, Box<dyn Driver>)> = Vec::new();
+    #[cfg(feature = "emulated")]
+    for options in EmulatedOptions::every_order() {
+        let name = format!("emulated {options:?}");
+        drivers.push((name, Box::new(EmulatedDriver::new(options).unwrap())));
+    }
+    drivers.extend(gpu());
+    drivers
+}
+
+/// The first GPU, if this build can use one and there is one; `REQUIRE_GPU=1` makes its absence a failure.
+fn gpu() -> Option<(String, Box<dyn Driver>)> {
+    #[cfg(feature = "cuda")]
+    match sidereal::device::cuda::real::CudaDriver::new(0) {
+        Ok(driver) => return Some((driver.properties().name.clone(), Box::new(driver))),
+        Err(error) if std::env::var_os("REQUIRE_GPU").is_some_and(|v| v == "1") => panic!("{error}"),
+        Err(error) => {
+            static ONCE: std::sync::Once = std::sync::Once::new();
+            ONCE.call_once(|| println!("skipped on a GPU: {error}"));
+        }
+    }
+    None
+}

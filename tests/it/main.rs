@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod beams;
+mod devices;
 mod catalog;
 mod cli;
 mod engine;

@@ -111,7 +111,7 @@ DEVICE_INLINE uint32_t best_of(Best<ROOM>& s, uint32_t room, uint32_t width, boo
         __syncthreads();
     }
     bound = floor;
-    const auto gather = [&](uint64_t lowest) {
+    for (uint64_t lowest = 0;;) {
         uint32_t own_floor = max(floor, score_bits(lowest));
         each(own_floor, [&](uint64_t key, uint32_t ref) {
             if (key < lowest) return;
@@ -121,15 +121,13 @@ DEVICE_INLINE uint32_t best_of(Best<ROOM>& s, uint32_t room, uint32_t width, boo
             s.ref[at] = ref;
         });
         __syncthreads();
-    };
-    gather(0);
-    if (s.count <= room) return s.count;
-    const uint64_t lowest = narrow(s, room, width, floor, each);
-    bound = max(floor, score_bits(lowest));
-    if (threadIdx.x == 0) s.count = 0;
-    __syncthreads();
-    gather(lowest);
-    return s.count;
+        const uint32_t count = s.count;
+        if (count <= room) return count;
+        lowest = narrow(s, room, width, floor, each);
+        bound = max(floor, score_bits(lowest));
+        if (threadIdx.x == 0) s.count = 0;
+        __syncthreads();
+    }
 }
 
 // Sorts `count` keys with their refs, largest first. Keys beyond, up to the next power of two (at most ROOM), are overwritten.

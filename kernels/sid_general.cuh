@@ -9,6 +9,15 @@
 
 namespace sid {
 
+// A row on its way: where its children are, and what their scores are made from.
+struct Row {
+    Source source;
+    float norm;
+    float drawn_norm;
+    float largest;
+    uint32_t group;
+};
+
 // Shared memory of the general road.
 struct GeneralShared {
     float terms[THREADS];
@@ -26,15 +35,16 @@ static __device__ __noinline__ float conditioned(float parent, float largest, fl
     return static_cast<float>(p - ::fmax(v, 0.0) - ::log1p(::exp(-::fabs(v))));
 }
 
-// The largest of a value per thread, by the whole block; one barrier before, one after the exchange.
-DEVICE_INLINE float block_max(float value, float* maxima) {
+// The largest of a value per thread, by the whole block. `partial` is RowShared.sums: block_log_sum, which may follow, writes there only after
+// a barrier.
+DEVICE_INLINE float block_max(float value, float* partial) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(dev::FULL_MASK, value, step));
     __syncthreads();
-    if (threadIdx.x % 32 == 0) maxima[threadIdx.x / 32] = value;
+    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
     __syncthreads();
-    value = maxima[0];
-    for (uint32_t w = 1; w < WARPS; w++) value = fmaxf(value, maxima[w]);
+    value = partial[0];
+    for (uint32_t w = 1; w < WARPS; w++) value = fmaxf(value, partial[w]);
     return value;
 }
 
@@ -42,7 +52,6 @@ DEVICE_INLINE float block_max(float value, float* maxima) {
 struct Family {
     const SidStepArgs* args;
     const SidSlot* slot;
-    uint32_t group;
 
     DEVICE_INLINE uint32_t size() const { return slot->siblings == NONE ? 1 : slot->search->type_count; }
     DEVICE_INLINE const SidSlot& member(uint32_t i) const { return slot->siblings == NONE ? *slot : args->slots[slot->siblings + i]; }
@@ -60,8 +69,10 @@ DEVICE_INLINE float scaled(float logit, float temperature) { return temperature 
 
 // ln sum exp of the family's alive children's logits, in the host's order; those taken are left out if there is a temperature.
 // A NaN in an alive child's logit is a fault.
-DEVICE_INLINE float family_log_sum(const Family& family, float temperature, RowShared& s, GeneralShared& g) {
-    SidSearch& search = *family.slot->search;
+// Not inlined: registers.
+static __device__ __noinline__ float family_log_sum(const SidStepArgs& a, const SidSlot& slot, float temperature, RowShared& s, GeneralShared& g) {
+    const Family family{&a, &slot};
+    SidSearch& search = *slot.search;
     const bool skips_taken = temperature != 0.0f;
     const auto counts = [&](const Source& source, uint32_t entry, uint32_t code) {
         return is_alive(source, entry, code) && (!skips_taken || is_free(search, source, entry));
@@ -80,7 +91,7 @@ DEVICE_INLINE float family_log_sum(const Family& family, float temperature, RowS
             }
         });
     }
-    largest = block_max(largest, s.maxima);
+    largest = block_max(largest, s.sums);
     if (elementary::is_infinite(largest)) return largest;
     float sum = 0.0f;           // of lane threadIdx.x, below 16
     uint32_t before = 0;        // children before the chunk
@@ -133,23 +144,23 @@ DEVICE_INLINE elementary::Noise noise_of(const SidSearch& search, const SidType&
 // A child's log-probability at the temperature plus its noise.
 DEVICE_INLINE float perturbed_alone(const Source& s, const elementary::Noise& noise, float temperature, float phi, float drawn_norm, uint32_t entry, uint32_t code) {
     const float log_q = elementary::log_probability(dev::div_rn(s.logits[code], temperature), drawn_norm);
-    return dev::add_rn(elementary::add_score(phi, log_q), noise.gumbel_of_child(s.start != nullptr ? s.start[entry] : entry));
+    return dev::add_rn(elementary::add_score(phi, log_q), noise.gumbel_of_child(first_sid(s, entry)));
 }
 
 // The largest perturbed score of the family's children that are alive and not taken.
-DEVICE_INLINE float family_largest(const Family& family, float drawn_norm, RowShared& s) {
-    const SidSlot& slot = *family.slot;
+static __device__ __noinline__ float family_largest(const SidStepArgs& a, const SidSlot& slot, uint32_t group, float drawn_norm, RowShared& s) {
+    const Family family{&a, &slot};
     const SidSearch& search = *slot.search;
     float largest = elementary::MINUS_INFINITY;
     for (uint32_t i = 0; i < family.size(); i++) {
         const Source source = source_of(family.member(i), family.args->logits);
-        const elementary::Noise noise = noise_of(search, *source.type, slot.level_index, family.group);
+        const elementary::Noise noise = noise_of(search, source.type(), slot.level_index, group);
         for_each_child(source, [&](uint32_t entry, uint32_t code) {
             const float own = perturbed_alone(source, noise, search.temperature, slot.phi, drawn_norm, entry, code);
             if (own > largest && is_alive(source, entry, code) && is_free(search, source, entry)) largest = own;
         });
     }
-    return block_max(largest, s.maxima);
+    return block_max(largest, s.sums);
 }
 
 // A child's key by all rules, if its score reaches the floor and it may be chosen.
@@ -157,15 +168,16 @@ DEVICE_INLINE float family_largest(const Family& family, float drawn_norm, RowSh
 // The condition preserves order: children whose own perturbed score is below one that failed fail too.
 DEVICE_INLINE bool general_candidate(const Row& row, uint32_t entry, uint32_t code, uint32_t floor, float& failed, uint64_t& key) {
     const Source& s = row.source;
-    SidSearch& search = *row.search;
+    const SidSlot& slot = *s.slot;
+    SidSearch& search = *slot.search;
     const float logit = s.logits[code];
     const bool nan = elementary::is_nan(logit);
     float score = 0.0f, own = 0.0f;
     if (search.sampled) {
-        own = perturbed_alone(s, noise_of(search, *s.type, row.level, row.group), search.temperature, row.phi, row.drawn_norm, entry, code);
+        own = perturbed_alone(s, noise_of(search, s.type(), slot.level_index, row.group), search.temperature, slot.phi, row.drawn_norm, entry, code);
         if (!nan && own < failed) return false;
     } else {
-        score = elementary::add_score(row.score, elementary::log_probability(logit, row.norm));
+        score = elementary::add_score(slot.score, elementary::log_probability(logit, row.norm));
         if (!nan && elementary::ordered(score) < floor) return false;
     }
     if (!is_alive(s, entry, code) || !is_free(search, s, entry)) return false;
@@ -174,17 +186,17 @@ DEVICE_INLINE bool general_candidate(const Row& row, uint32_t entry, uint32_t co
         return false;
     }
     if (search.sampled) {
-        score = conditioned(row.perturbed, row.largest, own);
+        score = conditioned(slot.perturbed, row.largest, own);
         if (elementary::ordered(score) < floor) {
             failed = own;
             return false;
         }
     }
     // At the first level each code is a class of its own, and earlier groups may have filled it.
-    if (search.cap != 0 && row.level == 0 && search.class_counts[s.type->class_base + code] >= search.cap) return false;
-    score = charge(search, *s.type, score, code);
+    if (search.cap != 0 && slot.level_index == 0 && search.class_counts[s.type().class_base + code] >= search.cap) return false;
+    score = charge(search, s.type(), score, code);
     if (elementary::ordered(score) < floor) return false;
-    key = key_of(score, row.parent, code);
+    key = key_of(score, slot.parent, code);
     return true;
 }
 
@@ -192,16 +204,16 @@ DEVICE_INLINE bool general_candidate(const Row& row, uint32_t entry, uint32_t co
 DEVICE_INLINE void score_general(const SidStepArgs& a, const SidSlot& slot, uint32_t slot_at, uint32_t group, RowShared& s, GeneralShared& g) {
     SidSearch& search = *slot.search;
     if (threadIdx.x == 0) s.floor = search.cap != 0 ? 0 : *const_cast<const volatile uint32_t*>(&search.floor);
-    Row row{source_of(slot, a.logits), &search, slot.score, 0.0f, slot.parent, slot.phi, slot.perturbed, 0.0f, 0.0f, slot.level_index, group};
-    const Family family{&a, &slot, group};
+    Row row{source_of(slot, a.logits), 0.0f, 0.0f, 0.0f, group};
+    const Family family{&a, &slot};
     bool faulty = false;
     if (search.normalizer == NORM_VALID || search.sampled) {
         if (family.known()) {
             // What a score is must not depend on what other groups chose: this sum includes what is taken.
-            row.norm = search.normalizer == NORM_VALID ? family_log_sum(family, 0.0f, s, g) : 0.0f;
+            row.norm = search.normalizer == NORM_VALID ? family_log_sum(a, slot, 0.0f, s, g) : 0.0f;
             if (search.sampled) {
-                row.drawn_norm = family_log_sum(family, search.temperature, s, g);
-                row.largest = family_largest(family, row.drawn_norm, s);
+                row.drawn_norm = family_log_sum(a, slot, search.temperature, s, g);
+                row.largest = family_largest(a, slot, group, row.drawn_norm, s);
             }
         } else {
             faulty = true;
@@ -209,7 +221,6 @@ DEVICE_INLINE void score_general(const SidStepArgs& a, const SidSlot& slot, uint
     }
     if (search.normalizer != NORM_VALID) row.norm = plain_norm(a, slot, s).norm;
     faulty = faulty || elementary::is_nan(row.norm);
-    __syncthreads();
     uint32_t count = 0;
     if (faulty) {
         if (threadIdx.x == 0) atomicOr(&search.fault, 1u);
@@ -221,7 +232,7 @@ DEVICE_INLINE void score_general(const SidStepArgs& a, const SidSlot& slot, uint
         });
         if (threadIdx.x == 0 && bound > floor && search.cap == 0) atomicMax(&search.floor, bound);
     }
-    write_row(a, slot, slot_at, s, row, count);
+    write_row(a, slot, slot_at, s, {row.norm, row.drawn_norm, row.largest, count});
 }
 
 }  // namespace sid

@@ -117,16 +117,17 @@ DEVICE_INLINE uint32_t warp_run_end(const uint16_t* codes, uint32_t from, uint32
 struct Source {
     const float* logits;        // [codebook]
     const uint16_t* codes;
-    const uint32_t* start;      // null: a column
-    const SidType* type;
+    const SidSlot* slot;        // the rest, looked up where it is needed: seldom
     uint32_t first;
     uint32_t end;
-    uint32_t place;
     uint32_t kind;
+
+    DEVICE_INLINE const uint32_t* start() const { return slot->level->start; }
+    DEVICE_INLINE const SidType& type() const { return *slot->type; }
 };
 
 DEVICE_INLINE Source source_of(const SidSlot& slot, const float* logits) {
-    return {logits + slot.logits, slot.level->codes, slot.level->start, slot.type, slot.first, slot.end, slot.place, slot.kind};
+    return {logits + slot.logits, slot.level->codes, &slot, slot.first, slot.end, slot.kind};
 }
 
 constexpr uint32_t WARP_CHUNK = 256;
@@ -264,27 +265,18 @@ struct RowShared {
     float norm;
 };
 
-// A row on its way: where its children are, and what their scores are made from.
-struct Row {
-    Source source;
-    SidSearch* search;
-    float score;
-    float norm;
-    uint32_t parent;
-    // General road.
-    float phi;
-    float perturbed;
-    float drawn_norm;
-    float largest;
-    uint32_t level;
-    uint32_t group;
-};
+// First SID below a child.
+DEVICE_INLINE uint32_t first_sid(const Source& s, uint32_t entry) {
+    const uint32_t* const start = s.start();
+    return start != nullptr ? start[entry] : entry;
+}
 
 // SIDs below a child.
 DEVICE_INLINE void sids_of(const Source& s, uint32_t entry, uint32_t code, uint32_t& first, uint32_t& end) {
-    if (s.start != nullptr) {
-        first = s.start[entry];
-        end = s.start[entry + 1];
+    const uint32_t* const start = s.start();
+    if (start != nullptr) {
+        first = start[entry];
+        end = start[entry + 1];
     } else {
         first = entry;
         end = s.kind & KIND_RUNS ? run_end(s.codes, entry + 1, s.end, code) : entry + 1;
@@ -295,12 +287,12 @@ DEVICE_INLINE bool is_alive(const Source& s, uint32_t entry, uint32_t code) {
     if (!(s.kind & KIND_MASKED)) return true;
     uint32_t first, end;
     sids_of(s, entry, code, first, end);
-    return any_alive(*s.type, first, end);
+    return any_alive(s.type(), first, end);
 }
 
 DEVICE_INLINE bool is_free(const SidSearch& search, const Source& s, uint32_t entry) {
     if (search.taken == nullptr) return true;
-    return !is_taken(search.taken, s.place, s.start != nullptr ? s.start[entry] : entry);
+    return !is_taken(search.taken, s.slot->place, first_sid(s, entry));
 }
 
 // The score that decides the choice.
@@ -322,28 +314,27 @@ DEVICE_INLINE uint32_t best_children(RowShared& s, const Source& source, uint32_
 }
 
 // A child's key on the plain road, if its score reaches the floor and it is alive.
-DEVICE_INLINE bool plain_candidate(const Row& row, uint32_t entry, uint32_t code, uint32_t floor, uint64_t& key) {
-    const Source& s = row.source;
+DEVICE_INLINE bool plain_candidate(const Source& s, float from, float norm, uint32_t parent, uint32_t entry, uint32_t code, uint32_t floor, uint64_t& key) {
     const float logit = s.logits[code];
     const bool nan = elementary::is_nan(logit);
-    const float score = elementary::add_score(row.score, elementary::log_probability(logit, row.norm));
+    const float score = elementary::add_score(from, elementary::log_probability(logit, norm));
     if (!nan && elementary::ordered(score) < floor) return false;
     if (!is_alive(s, entry, code)) return false;
     if (nan) {
-        atomicOr(&row.search->fault, 1u);
+        atomicOr(&s.slot->search->fault, 1u);
         return false;
     }
-    key = key_of(score, row.parent, code);
+    key = key_of(score, parent, code);
     return true;
 }
 
 // Writes a row's survivors and what selection needs to know of the row. The block may not touch `best` again before a barrier.
-DEVICE_INLINE void write_row(const SidStepArgs& a, const SidSlot& slot, uint32_t slot_at, const RowShared& s, const Row& row, uint32_t count) {
-    for (uint32_t i = threadIdx.x; i < count; i += THREADS) {
+DEVICE_INLINE void write_row(const SidStepArgs& a, const SidSlot& slot, uint32_t slot_at, const RowShared& s, const SidScore& score) {
+    for (uint32_t i = threadIdx.x; i < score.count; i += THREADS) {
         a.keys[slot.keys_at + size_t(i)] = s.best.key[i];
         a.entries[slot.keys_at + size_t(i)] = s.best.ref[i];
     }
-    if (threadIdx.x == 0) a.scores[slot_at] = {row.norm, row.drawn_norm, row.largest, count};
+    if (threadIdx.x == 0) a.scores[slot_at] = score;
 }
 
 // The normaliser of a row on the plain road and the largest logit of its own codebook.
@@ -372,23 +363,25 @@ DEVICE_INLINE void score_plain(const SidStepArgs& a, const SidSlot& slot, uint32
     // Rows ahead of this one may have raised it: what is below has no chance any more. All threads go by one value of it.
     if (threadIdx.x == 0) s.floor = slot.search->cap != 0 ? 0 : *const_cast<const volatile uint32_t*>(&slot.search->floor);
     const LogSum sum = plain_norm(a, slot, s);
-    Row row{source_of(slot, a.logits), slot.search, slot.score, sum.norm, slot.parent, 0.0f, 0.0f, 0.0f, 0.0f, slot.level_index, 0};
-    uint32_t count = 0;
+    SidScore score{sum.norm, 0.0f, 0.0f, 0};
     if (elementary::is_nan(sum.norm)) {
         if (threadIdx.x == 0) atomicOr(&slot.search->fault, 1u);
     } else {
         const uint32_t floor = s.floor;
-        const float top = elementary::add_score(row.score, elementary::log_probability(sum.max, row.norm));
+        const float top = elementary::add_score(slot.score, elementary::log_probability(sum.max, sum.norm));
         // A row whose largest logit has no chance has no child with one; if there may be a NaN among them, it has to be looked for.
         if (elementary::is_nan(sum.max) || elementary::ordered(top) >= floor) {
+            const Source source = source_of(slot, a.logits);
+            const float from = slot.score;
+            const uint32_t parent = slot.parent;
             uint32_t bound = floor;
-            count = best_children(s, row.source, slot.room, slot.width, bound, [&](uint32_t entry, uint32_t code, uint32_t floor, float&, uint64_t& key) {
-                return plain_candidate(row, entry, code, floor, key);
+            score.count = best_children(s, source, slot.room, slot.width, bound, [&](uint32_t entry, uint32_t code, uint32_t floor, float&, uint64_t& key) {
+                return plain_candidate(source, from, sum.norm, parent, entry, code, floor, key);
             });
             if (threadIdx.x == 0 && bound > floor && slot.search->cap == 0) atomicMax(&slot.search->floor, bound);
         }
     }
-    write_row(a, slot, slot_at, s, row, count);
+    write_row(a, slot, slot_at, s, score);
 }
 
 }  // namespace sid

@@ -94,7 +94,6 @@ DEVICE_INLINE uint32_t choose(const Choice& c, Best<N>& best, SelectShared& s) {
             s.key[i] = best.key[i];
             s.ref[i] = best.ref[i];
         }
-        __syncthreads();
         return count;
     }
     uint32_t chosen = 0;
@@ -313,15 +312,16 @@ DEVICE_INLINE void advance(const SidStepArgs& a, SidSearch& search, const SidSte
             const uint32_t count = choose<GENERAL>(choice, best, s);
             live = keep(choice, s, count, live);
             if constexpr (GENERAL) {
-                __syncthreads();
                 if (search.groups > 1) tell_rivals(choice, s, count);
             }
             row_first = row_end;
             __syncthreads();
         }
         follow_ancestors(search, s, level, live);
-        if constexpr (GENERAL) forget_rivals(search);
-        __syncthreads();
+        if constexpr (GENERAL) {
+            forget_rivals(search);
+            __syncthreads();
+        }
         level++;
         if (threadIdx.x == 0) search.parity ^= 1;
         if (live > 0 || level == search.depth) break;

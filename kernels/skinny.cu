@@ -7,7 +7,7 @@
 // flight and uses a chunk while its successors travel.
 //
 // Why this shape. The time is n * k * 2 bytes over 4.3 TB/s, if each of 132 multiprocessors has some 25-40 KB in flight: at 8 rows
-// 3 blocks of 8 warps are resident, 4 KB per warp, 96 KB. The rows of x come through the first-level cache (W passes it by): every block reads
+// 4 blocks of 8 warps are resident (3 with the norm), 4 KB per warp, 128 KB. The rows of x come through the first-level cache (W passes it by): every block reads
 // all of x, rows / 16 of the bytes that it reads of W. At 16 and 32 rows a block therefore has two groups of 16 rows of W whose warps read the
 // same x at about the same time. k is not split over blocks: n = 1024 gives 64 blocks, and each has all of its bytes for k <= 1024
 // in flight at once; a join across blocks would cost about what it gains.
@@ -93,10 +93,10 @@ DEVICE_INLINE void skinny(const ProductArgs& a) {
     const uint32_t first = blockIdx.y * ROWS;
     if (first >= span.rows) return;
     // Rows of the tile beyond the group repeat its last one: a column of the product that nobody writes.
-    const T* x[TILES];
+    const T* const x = static_cast<const T*>(a.x) + size_t(span.first + first) * a.k;
+    uint32_t line[TILES];   // elements from x: at most 31 rows
 #pragma unroll
-    for (uint32_t i = 0; i < TILES; i++)
-        x[i] = static_cast<const T*>(a.x) + size_t(span.first + min(first + i * 8 + g, span.rows - 1)) * a.k;
+    for (uint32_t i = 0; i < TILES; i++) line[i] = min(i * 8 + g, span.rows - first - 1) * a.k;
 
     float scale = 0.0f;
     if constexpr (NORM) {
@@ -119,9 +119,11 @@ DEVICE_INLINE void skinny(const ProductArgs& a) {
             const uint32_t here = at + d * WARPS * CHUNK;
 #pragma unroll
             for (uint32_t h = 0; h < 2; h++) {
+                // Past the end for the whole warp. The branch also keeps x of one half chunk at a time in registers, which are for weights.
+                if (here - t * 8 + h * 32 >= a.k) break;
 #pragma unroll
                 for (uint32_t i = 0; i < TILES; i++) {
-                    dev::Vec8<T> row = {piece(x[i], here + h * 32, a.k, false)};
+                    dev::Vec8<T> row = {piece(x + line[i], here + h * 32, a.k, false)};
                     if constexpr (NORM) {
                         if (here + h * 32 < a.k) row = products::normed(row, scale, a.norm + here + h * 32);
                     }
@@ -150,6 +152,7 @@ DEVICE_INLINE void skinny(const ProductArgs& a) {
     };
     const bool gated = a.epilogue == EPILOGUE_GATED;
     const uint32_t pairs = gated ? 4 : 8;   // pairs of columns of a tile
+#pragma unroll 1
     for (uint32_t item = threadIdx.x; item < GROUPS * pairs * ROWS; item += blockDim.x) {
         const uint32_t r = item / (GROUPS * pairs), part = item / pairs % GROUPS, i = item % pairs * 2;
         const uint32_t j = (blockIdx.x * GROUPS + part) * pairs * 2 + i;
@@ -164,8 +167,8 @@ DEVICE_INLINE void skinny(const ProductArgs& a) {
 
 }  // namespace
 
-KERNEL(skinny_8_bf16, ProductArgs, 256, 3) { skinny<bf16, 1, 1, false>(a); }
-KERNEL(skinny_8_f16, ProductArgs, 256, 3) { skinny<f16, 1, 1, false>(a); }
+KERNEL(skinny_8_bf16, ProductArgs, 256, 4) { skinny<bf16, 1, 1, false>(a); }
+KERNEL(skinny_8_f16, ProductArgs, 256, 4) { skinny<f16, 1, 1, false>(a); }
 KERNEL(skinny_8_norm_bf16, ProductArgs, 256, 3) { skinny<bf16, 1, 1, true>(a); }
 KERNEL(skinny_8_norm_f16, ProductArgs, 256, 3) { skinny<f16, 1, 1, true>(a); }
 KERNEL(skinny_16_bf16, ProductArgs, 512, 1) { skinny<bf16, 2, 2, false>(a); }

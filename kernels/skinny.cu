@@ -13,7 +13,8 @@
 // in flight at once; a join across blocks would cost about what it gains.
 //
 // The order of the sums depends on k alone (chunks of a warp in order, then the warps in order), not on the rows beside, nor on the
-// entry: this kernel is the one of reproducible mode, where blockIdx.y counts tiles of rows.
+// entry: this kernel is the one of reproducible mode, where blockIdx.x counts tiles of rows (they follow
+// each other, so that W comes from memory once).
 //
 // Gated: the upper half of an mma's 16 rows are gate rows, the lower half the up rows that belong to them.
 // Entries `_norm`: x is normed and rounded while the fragments are made; each block computes the scales of its 8 rows itself, while
@@ -77,7 +78,7 @@ DEVICE_INLINE void skinny(const ProductArgs& a) {
 
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t warp = threadIdx.x / 32, split = warp % WARPS, group = warp / WARPS;
-    const TileRows tile = rows_of_tile(a, blockIdx.x * GROUPS + group, g);
+    const TileRows tile = rows_of_tile(a, blockIdx.y * GROUPS + group, g);
     const T* const low = static_cast<const T*>(a.w) + size_t(tile.low) * a.k;
     const T* const high = static_cast<const T*>(a.w) + size_t(tile.high) * a.k;
 
@@ -90,7 +91,7 @@ DEVICE_INLINE void skinny(const ProductArgs& a) {
     dev::dependency_wait();
 
     const Span span = products::span_of(a);
-    const uint32_t first = blockIdx.y * ROWS;
+    const uint32_t first = blockIdx.x * ROWS;
     if (first >= span.rows) return;
     // Rows of the tile beyond the group repeat its last one: a column of the product that nobody writes.
     const T* const x = static_cast<const T*>(a.x) + size_t(span.first + first) * a.k;
@@ -155,7 +156,7 @@ DEVICE_INLINE void skinny(const ProductArgs& a) {
 #pragma unroll 1
     for (uint32_t item = threadIdx.x; item < GROUPS * pairs * ROWS; item += blockDim.x) {
         const uint32_t r = item / (GROUPS * pairs), part = item / pairs % GROUPS, i = item % pairs * 2;
-        const uint32_t j = (blockIdx.x * GROUPS + part) * pairs * 2 + i;
+        const uint32_t j = (blockIdx.y * GROUPS + part) * pairs * 2 + i;
         float one = total(part, i, r), two = total(part, i + 1, r);
         if (gated) {
             one = products::silu(one) * total(part, i + 8, r);

@@ -533,7 +533,7 @@ impl Products {
         let (rows, groups, _) = SKINNY[size];
         let kernel = if p.norm.is_some() { self.skinny_norm } else { self.skinny[size] };
         let columns = if p.epilogue == Epilogue::Gated { 8 } else { 16 } * groups as usize;
-        let grid = [p.width().div_ceil(columns) as u32, p.bucket.div_ceil(rows) as u32, 1];
+        let grid = [p.bucket.div_ceil(rows) as u32, p.width().div_ceil(columns) as u32, 1];
         driver.run(&Launch { kernel, grid, threads: 256 * groups, shared: 0, dependent: true }, &args(p))
     }
 }

@@ -132,19 +132,6 @@ mirrored! {
         /// Zero.
         reserved: [u32; 3],
     }
-    /// Arguments of `probe`.
-    ProbeArgs [32] {
-        /// `[count]`.
-        x: DevicePtr,
-        /// `[count]`.
-        y: DevicePtr,
-        /// Count.
-        count: u64,
-        /// Scale.
-        scale: f32,
-        /// Offset.
-        offset: f32,
-    }
     /// Arguments of `embed`.
     EmbedArgs [80] {
         /// `[vocab, hidden]`.
@@ -278,5 +265,18 @@ mirrored! {
         scale: f32,
         /// Zero.
         reserved: [u32; 2],
+    }
+    /// Arguments of `probe`: `y[i] = x[i] * scale + offset`, each operation rounded.
+    ProbeArgs [32] {
+        /// float `[count]`
+        x: DevicePtr,
+        /// float `[count]`
+        y: DevicePtr,
+        /// Elements.
+        count: u64,
+        /// Factor.
+        scale: f32,
+        /// Summand.
+        offset: f32,
     }
 }

@@ -4,3 +4,5 @@ pub mod args;
 pub mod driver;
 #[cfg(feature = "emulated")]
 pub mod emulated;
+#[cfg(feature = "cuda")]
+pub mod real;

@@ -84,7 +84,8 @@ DEVICE_INLINE uint32_t block_of(const AttentionArgs& a, const Tile& t, uint32_t 
     return block < a.cache_blocks ? block : NONE;
 }
 
-// Offset of 16 bytes of a key in a piece or group. Eight keys' chunks of one index, which ldmatrix reads at once, lie in eight different banks.
+// Offset of 16 bytes of a key in a piece. Eight keys' chunks of one index, which ldmatrix reads at once, lie in eight different banks.
+// swizzled(key, c ^ d) is swizzled(key, c) ^ 8 d: one offset of a lane serves all steps.
 template <int HD>
 DEVICE_INLINE uint32_t swizzled(uint32_t key, uint32_t chunk) {
     constexpr uint32_t CHUNKS = Shape<HD>::CHUNKS, PER_LINE = CHUNKS < 8 ? 8 / CHUNKS : 1, MASK = (CHUNKS < 8 ? CHUNKS : 8) - 1;
@@ -128,11 +129,11 @@ template <class T, int HD>
 DEVICE_INLINE void score_piece(float (&s0)[4], float (&s1)[4], const uint32_t (&q)[Shape<HD>::STEPS][4], const T* piece, uint32_t lane) {
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++) s0[i] = s1[i] = 0.0f;
-    const uint32_t key = lane / 16 * 8 + lane % 8;
+    const uint32_t place = swizzled<HD>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (uint32_t step = 0; step < Shape<HD>::STEPS; step++) {
         uint32_t k[4];
-        dev::ldmatrix_x4(k, piece + swizzled<HD>(key, 2 * step + lane / 8 % 2));
+        dev::ldmatrix_x4(k, piece + (place ^ 16 * step));
         dev::mma_16816<T>(s0, q[step], {k[0], k[1]});
         dev::mma_16816<T>(s1, q[step], {k[2], k[3]});
     }
@@ -142,7 +143,7 @@ DEVICE_INLINE void score_piece(float (&s0)[4], float (&s1)[4], const uint32_t (&
 template <class T, int HD>
 DEVICE_INLINE void add_values(float (&v0)[4], float (&v1)[4], const uint32_t (&weights)[4], const T* piece, uint32_t column, uint32_t lane) {
     uint32_t v[4];
-    dev::ldmatrix_x4_trans(v, piece + swizzled<HD>(lane % 16, column + lane / 16));
+    dev::ldmatrix_x4_trans(v, piece + (swizzled<HD>(lane % 16, lane / 16) ^ 8 * column));
     dev::mma_16816<T>(v0, weights, {v[0], v[1]});
     dev::mma_16816<T>(v1, weights, {v[2], v[3]});
 }
@@ -344,25 +345,31 @@ template <int HD>
 struct Lines {
     KeyRange seen[2];
     Softmax chunk[2], total[2];
-    bool any[2] = {}, before[2] = {};   // the line sees something in the chunk; in the chunks before
     float values[Shape<HD>::COLUMNS][4] = {};
+
+    // Two dimensions of one of the lane's lines in shared memory.
+    static DEVICE_INLINE float2* total_of(float* sums, uint32_t h, uint32_t column, uint32_t lane) {
+        return reinterpret_cast<float2*>(sums + (lane / 4 + 8 * h) * Shape<HD>::STRIDE + lane % 4 * 2 + column * 8);
+    }
+
+    DEVICE_INLINE void begin(float* sums, uint32_t lane) {
+#pragma unroll
+        for (uint32_t i = 0; i < 2 * Shape<HD>::COLUMNS; i++) *total_of(sums, i % 2, i / 2, lane) = make_float2(0.0f, 0.0f);
+    }
 
     DEVICE_INLINE void end_chunk(float* sums, uint32_t lane) {
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
-            if (!any[h]) continue;
+            if (chunk[h].sum == 0.0f) continue;   // the line sees nothing in the chunk
             const Factors f = join(total[h], chunk[h]);
-            float* const to = sums + (lane / 4 + 8 * h) * Shape<HD>::STRIDE + lane % 4 * 2;
 #pragma unroll
             for (uint32_t c = 0; c < Shape<HD>::COLUMNS; c++) {
-                float2* const place = reinterpret_cast<float2*>(to + c * 8);
-                const float2 old = before[h] ? *place : make_float2(0.0f, 0.0f);
+                float2* const place = total_of(sums, h, c, lane);
+                const float2 old = *place;
                 *place = make_float2(joined(old.x, values[c][2 * h], f), joined(old.y, values[c][2 * h + 1], f));
                 values[c][2 * h] = values[c][2 * h + 1] = 0.0f;
             }
             chunk[h] = Softmax();
-            before[h] = true;
-            any[h] = false;
         }
     }
 };
@@ -385,7 +392,6 @@ DEVICE_INLINE void meet(Lines<HD>& lines, const uint32_t (&q)[Shape<HD>::STEPS][
         sees[h] = lines.seen[h].meets(from, from + GROUP_KEYS);
         if (!sees[h]) continue;
         f[h] = join(lines.chunk[h], part[h]);
-        lines.any[h] = true;
     }
 #pragma unroll
     for (uint32_t c = 0; c < S::COLUMNS; c += BATCH) {
@@ -428,6 +434,7 @@ DEVICE_INLINE void wide_tile(const AttentionArgs& a, const Tile& t, T* stages, u
     uint32_t q[S::STEPS][4];
     load_queries<T, HD>(q, a, t, warp * LINES, lane);
     Lines<HD> lines;
+    lines.begin(sums, lane);
     lines.seen[0] = line_keys(a, t, warp * LINES + lane / 4);
     lines.seen[1] = line_keys(a, t, warp * LINES + lane / 4 + 8);
     const uint32_t mine = t.lines > warp * LINES ? min(t.lines - warp * LINES, LINES) : 0;

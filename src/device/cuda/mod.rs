@@ -1,0 +1,6 @@
+//! The CUDA device: the operations as kernels, launched through a [`driver`].
+
+pub mod args;
+pub mod driver;
+#[cfg(feature = "emulated")]
+pub mod emulated;

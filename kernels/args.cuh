@@ -148,6 +148,39 @@ ARGS_SIZE(NormArgs, 64);
 
 // ------------------------------------------------------------------------------------------------------------- products
 
+// What becomes of a product: rounded and stored; stored as float; added to `out`, which is the residual stream; or, with the gate's rows of W
+// before the up projection's, out[j] = silu(gate_j) * up_j.
+constexpr uint32_t EPILOGUE_STORE = 0, EPILOGUE_FLOAT = 1, EPILOGUE_RESIDUAL = 2, EPILOGUE_GATED = 3;
+
+// out [rows, n] = x [rows, k] W [n, k]^T + bias; gated: out [rows, n / 2].
+struct ProductArgs {
+    const void* x;             // [max_rows, k]
+    const void* w;             // [n, k]
+    const float* bias;         // [n] or null
+    const float* norm;         // [k]: weights of an RMS norm of x before the product; only where the entry says so
+    void* out;                 // row i of the group begins at element group->out + i * ld_out
+    const RowGroup* group;
+    uint64_t capacity;         // elements of out
+    uint32_t n;
+    uint32_t k;                // a multiple of 8
+    uint32_t max_rows;         // of x
+    uint32_t bucket;           // most rows of the group; the grid covers them
+    uint32_t ld_out;
+    uint32_t epilogue;
+    float eps;                 // of the norm
+    uint32_t reserved[3];
+};
+ARGS_SIZE(ProductArgs, 96);
+
+// A product whose operands arrive by bulk copies. The descriptors come first: they are 64-byte aligned.
+struct alignas(64) BulkProductArgs {
+    uint64_t x_map[16];        // x [max_rows, k] in boxes of 64 rows
+    uint64_t w_map[16];        // W [n, k] in boxes of w_box rows
+    ProductArgs product;
+    uint32_t w_box;
+    uint32_t reserved[7];
+};
+static_assert(sizeof(BulkProductArgs) == 384 && alignof(BulkProductArgs) == 64, "src/device/cuda/products.rs mirrors BulkProductArgs");
 
 
 // ------------------------------------------------------------------------------------- q/k norm, rope, cache; attention
@@ -203,6 +236,4 @@ ARGS_SIZE(AttentionArgs, 144);
 
 
 // ------------------------------------------------------------------------------------------------------------- SID step
-
-
 

@@ -7,9 +7,11 @@ namespace {
 
 __device__ void probe_body(const ProbeArgs& a) {
   dev::dependency_wait();
+  const float* const x = reinterpret_cast<const float*>(a.x);
+  float* const y = reinterpret_cast<float*>(a.y);
   const size_t stride = size_t(gridDim.x) * blockDim.x;
   for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < a.count; i += stride)
-    a.y[i] = dev::add_rn(dev::mul_rn(a.x[i], a.scale), a.offset);
+    y[i] = dev::add_rn(dev::mul_rn(x[i], a.scale), a.offset);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@ mod emulator;
 
 use sidereal::device::cuda::driver::Driver;
 #[cfg(feature = "emulated")]
-use sidereal::device::cuda::emulated::{EmulatedDriver, EmulatedOptions};
+use sidereal::device::cuda::emulated::{Completion, EmulatedDriver, EmulatedOptions, Order};
 
 /// Every driver that this build and this machine have, by name: the host, in one order of threads, and the first GPU.
 pub fn drivers() -> Vec<(String, Box<dyn Driver>)> {
@@ -22,8 +22,17 @@ pub fn drivers() -> Vec<(String, Box<dyn Driver>)> {
 pub fn drivers_in_every_order() -> Vec<(String, Box<dyn Driver>)> {
     let mut drivers: Vec<(String, Box<dyn Driver>)> = Vec::new();
     #[cfg(feature = "emulated")]
-    for options in EmulatedOptions::every_order() {
-        let name = format!("emulated {options:?}");
+    for (order, completion) in [
+        (Order::Forward, Completion::Late),
+        (Order::Forward, Completion::Early),
+        (Order::Reverse, Completion::Late),
+        (Order::Random, Completion::Late),
+        (Order::Warps, Completion::Early),
+        (Order::WarpsReverse, Completion::Late),
+    ] {
+        let options =
+            EmulatedOptions { order, completion, ..EmulatedOptions::from_environment().unwrap() };
+        let name = format!("emulated, {order:?}, {completion:?}");
         drivers.push((name, Box::new(EmulatedDriver::new(options).unwrap())));
     }
     drivers.extend(gpu());

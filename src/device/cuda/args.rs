@@ -132,19 +132,6 @@ mirrored! {
         /// Zero.
         reserved: [u32; 3],
     }
-    /// Arguments of `probe`.
-    ProbeArgs [32] {
-        /// `[count]`.
-        x: DevicePtr,
-        /// `[count]`.
-        y: DevicePtr,
-        /// Count.
-        count: u64,
-        /// Scale.
-        scale: f32,
-        /// Offset.
-        offset: f32,
-    }
     /// Arguments of `embed`.
     EmbedArgs [80] {
         /// `[vocab, hidden]`.

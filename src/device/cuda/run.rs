@@ -332,3 +332,218 @@ impl CudaDevice {
         self.plan.at(Section::Groups).add(16 * self.step.group(group))
     }
 }
+
+impl CudaDevice {
+    /// Enqueues a whole step.
+    fn enqueue_whole(&mut self, s: &StepShape) -> Result<()> {
+        self.driver.push_range("layers");
+        self.enqueue_embed(s)?;
+        for layer in 0..self.shape.layers {
+            self.enqueue_attention_input(s, layer)?;
+            self.enqueue_attention(s, layer)?;
+            self.enqueue_attention_output(s, layer)?;
+            self.enqueue_mlp_input(s, layer)?;
+            self.enqueue_mlp_output(s, layer)?;
+        }
+        self.driver.pop_range();
+        self.driver.push_range("head");
+        self.enqueue_head(s)?;
+        self.enqueue_sample(s)?;
+        if s.sids.is_some() {
+            self.enqueue_sids(s)?;
+        }
+        self.driver.pop_range();
+        Ok(())
+    }
+
+    /// Whether the host needs to know what came of the step before it can go on.
+    fn must_wait(&self) -> bool {
+        let last = |&(search, level): &(SearchId, u8)| {
+            self.searches.depth(search).is_none_or(|depth| usize::from(level) + 1 >= depth)
+        };
+        self.outcome.text > 0 || self.outcome.sids.iter().any(last)
+    }
+
+    /// Copies the outcome and waits for it.
+    fn collect(&mut self) -> Result<Outcome> {
+        let driver = &mut *self.driver;
+        let (text, text_bytes) = self.sampler.results();
+        let (sids, sid_bytes) = self.searches.results();
+        if self.outcome.pinned.bytes().len() < text_bytes + sid_bytes {
+            self.outcome.pinned = driver.pin((text_bytes + sid_bytes).next_power_of_two())?;
+        }
+        let pinned = &self.outcome.pinned;
+        if text_bytes > 0 {
+            driver.copy_out(pinned, 0, text, text_bytes)?;
+        }
+        if sid_bytes > 0 {
+            driver.copy_out(pinned, text_bytes, sids, sid_bytes)?;
+        }
+        let done = driver.record()?;
+        driver.wait(done, self.options.limit)?;
+        let bytes = pinned.bytes();
+        Ok(Outcome {
+            text: TextSampler::outcome(self.outcome.text, &bytes[..text_bytes])?,
+            sids: self.searches.outcome(&bytes[text_bytes..text_bytes + sid_bytes])?,
+        })
+    }
+
+    fn floats(&mut self, at: DevicePtr, count: usize, dtype: DType) -> Result<Vec<f32>> {
+        let bytes = self.driver.download(at, count * dtype.size())?;
+        Ok(match dtype {
+            DType::F32 => bytemuck::pod_collect_to_vec(&bytes),
+            DType::Bf16 => {
+                bytemuck::pod_collect_to_vec::<u8, half::bf16>(&bytes).iter().map(|v| v.to_f32()).collect()
+            }
+            DType::F16 => {
+                bytemuck::pod_collect_to_vec::<u8, half::f16>(&bytes).iter().map(|v| v.to_f32()).collect()
+            }
+        })
+    }
+
+    /// Address, width and element type of a buffer.
+    fn buffer(&self, buffer: Buffer) -> (DevicePtr, usize, DType) {
+        let (q, b) = (self.shape.heads * self.shape.head_dim, &self.buffers);
+        match buffer {
+            Buffer::Hidden => (b.x.ptr(), self.shape.hidden, self.dtype),
+            Buffer::Query => (b.q, q, self.dtype),
+            Buffer::Attention => (b.attended.ptr(), q, self.dtype),
+            Buffer::Gated => (b.gated.ptr(), self.shape.ffn, self.dtype),
+            Buffer::Logits => (b.full_logits.0, self.shape.vocab, DType::F32),
+        }
+    }
+}
+
+impl Device for CudaDevice {
+    fn describe(&self) -> String {
+        let p = self.driver.properties();
+        let mode = if self.options.reproducible { "reproducible" } else { "default mode" };
+        format!(
+            "cuda: {} ({}.{}, {} multiprocessors), {}, {mode}, {}, plan {} KiB",
+            p.name,
+            p.capability.0,
+            p.capability.1,
+            p.multiprocessors,
+            self.dtype,
+            self.memory,
+            self.plan.bytes() >> 10
+        )
+    }
+
+    fn open_search(&mut self, spec: SearchSpec) -> Result<SearchId> {
+        self.searches.open(&mut *self.driver, spec)
+    }
+
+    fn close_search(&mut self, search: SearchId) {
+        self.searches.close(search);
+    }
+
+    fn search_paths(&mut self, search: SearchId) -> Result<Vec<Path>> {
+        self.searches.paths(&mut *self.driver, search)
+    }
+
+    fn begin(&mut self, plan: &Plan) -> Result<()> {
+        check::plan(plan, &self.shape, &self.bounds)?;
+        self.whole = false;
+        self.take(plan)
+    }
+
+    fn forward(&mut self, _plan: &Plan) -> Result<bool> {
+        let shape = self.present()?;
+        if !self.options.graphs {
+            self.enqueue_whole(&shape)?;
+        } else {
+            match self.graphs.way(&shape) {
+                Way::Launch => self.enqueue_whole(&shape)?,
+                Way::Replay(graph) => self.driver.replay(graph)?,
+                Way::Record => {
+                    self.driver.begin_capture()?;
+                    let enqueued = self.enqueue_whole(&shape);
+                    let graph = self.driver.end_capture()?;
+                    enqueued?;
+                    self.graphs.keep(&mut *self.driver, &shape, graph)?;
+                }
+            }
+        }
+        self.whole = true;
+        Ok(true)
+    }
+
+    fn embed(&mut self, _plan: &Plan) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_embed(&shape)
+    }
+
+    fn attention_input(&mut self, _plan: &Plan, layer: usize) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_attention_input(&shape, layer)
+    }
+
+    fn attention(&mut self, _plan: &Plan, layer: usize) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_attention(&shape, layer)
+    }
+
+    fn attention_output(&mut self, _plan: &Plan, layer: usize) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_attention_output(&shape, layer)
+    }
+
+    fn mlp_input(&mut self, _plan: &Plan, layer: usize) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_mlp_input(&shape, layer)
+    }
+
+    fn mlp_output(&mut self, _plan: &Plan, layer: usize) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_mlp_output(&shape, layer)
+    }
+
+    fn head(&mut self, _plan: &Plan) -> Result<()> {
+        let shape = self.present()?;
+        if self.whole { Ok(()) } else { self.enqueue_head(&shape) }
+    }
+
+    fn sample(&mut self, _plan: &Plan) -> Result<()> {
+        let shape = self.present()?;
+        if self.whole { Ok(()) } else { self.enqueue_sample(&shape) }
+    }
+
+    fn step_sids(&mut self, _plan: &Plan) -> Result<()> {
+        let shape = self.present()?;
+        if self.whole { Ok(()) } else { self.enqueue_sids(&shape) }
+    }
+
+    fn finish(&mut self) -> Result<Outcome> {
+        if self.must_wait() {
+            return self.collect();
+        }
+        // As many beams as could be alive; how many are, the device knows.
+        let sids = self.outcome.sids.iter();
+        let live = sids.map(|&(search, level)| SidOutcome {
+            live: self.searches.most_live(search, level) as u32,
+            fault: false,
+        });
+        Ok(Outcome { text: Vec::new(), sids: live.collect() })
+    }
+
+    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>> {
+        let (at, width, dtype) = self.buffer(buffer);
+        let rows = if buffer == Buffer::Logits { self.step.full } else { self.step.rows.len() };
+        self.floats(at, rows * width, dtype)
+    }
+
+    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<()> {
+        let (at, width, dtype) = self.buffer(buffer);
+        let rows = if buffer == Buffer::Logits { self.step.full } else { self.step.rows.len() };
+        if values.len() != rows * width {
+            return Err(Error::Device(format!(
+                "{} values for a buffer of {} elements",
+                values.len(),
+                rows * width
+            )));
+        }
+        let tensor = Tensor::rounded(dtype, vec![values.len()], values);
+        self.driver.upload(at, tensor.bytes())
+    }
+}

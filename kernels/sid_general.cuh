@@ -201,7 +201,7 @@ DEVICE_INLINE bool general_candidate(const Row& row, uint32_t entry, uint32_t co
 }
 
 // Scores a row by all rules.
-DEVICE_INLINE void score_general(const SidStepArgs& a, const SidSlot& slot, uint32_t slot_at, uint32_t group, RowShared& s, GeneralShared& g) {
+static __device__ __noinline__ void score_general(const SidStepArgs& a, const SidSlot& slot, uint32_t slot_at, uint32_t group, RowShared& s, GeneralShared& g) {
     SidSearch& search = *slot.search;
     if (threadIdx.x == 0) s.floor = search.cap != 0 ? 0 : *const_cast<const volatile uint32_t*>(&search.floor);
     Row row{source_of(slot, a.logits), 0.0f, 0.0f, 0.0f, group};

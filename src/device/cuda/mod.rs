@@ -8,3 +8,4 @@ pub mod emulated;
 #[cfg(feature = "cuda")]
 pub mod real;
 pub mod rope;
+pub mod sid;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::super::driver::{DevicePtr, Driver};
+use super::memory::Staging;
 use super::records::SidLevel;
 use crate::catalog::{Bitmap, Catalog, Entries, Layout};
 use crate::error::{Error, Result};
@@ -177,26 +178,27 @@ fn check_layout(catalog: &Catalog, layout: &Layout) -> Result<()> {
     for (t, name) in catalog.types().iter().enumerate() {
         let index = catalog.index(TypeId(t as u16));
         let codebooks: Vec<usize> = (0..index.levels()).map(|level| index.codebook(level)).collect();
-        let known = layout.types.get(t).map(|of| of.levels.iter().map(|level| level.len()).collect::<Vec<_>>());
+        let known =
+            layout.types.get(t).map(|of| of.levels.iter().map(|level| level.len()).collect::<Vec<_>>());
         if known.as_ref() != Some(&codebooks) {
             let known = known.unwrap_or_default();
-            let message = format!("type {name} has codebooks {codebooks:?} in the catalog, {known:?} in the layout");
+            let message =
+                format!("type {name} has codebooks {codebooks:?} in the catalog, {known:?} in the layout");
             return Err(Error::Device(message));
         }
     }
     Ok(())
 }
 
-/// Uploads a bitmap: its words, and the counts before every eight of them.
+/// Uploads a bitmap without waiting: its words, and the counts before every eight of them.
 pub(super) fn upload_bitmap(
     driver: &mut dyn Driver,
+    staging: &mut Staging,
     bitmap: &Bitmap,
 ) -> Result<([DevicePtr; 2], DevicePtr)> {
     let words: &[u8] = bytemuck::cast_slice(bitmap.words());
     let counts: &[u8] = bytemuck::cast_slice(bitmap.counts());
     let memory = driver.allocate("mask", &[words.len().max(1), counts.len().max(1)])?;
-    for (to, bytes) in memory.iter().zip([words, counts]).filter(|(_, bytes)| !bytes.is_empty()) {
-        driver.upload(*to, bytes)?;
-    }
+    staging.send(driver, &[(memory[0], words), (memory[1], counts)])?;
     Ok(([memory[0], memory[1]], memory[0]))
 }

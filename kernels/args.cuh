@@ -102,6 +102,16 @@ struct AttentionItem {
 };
 ARGS_SIZE(AttentionItem, 32);
 
+// ----------------------------------------------------------------------------------------------------------------- probe
+
+struct ProbeArgs {
+    uint64_t x;      // float [count]
+    uint64_t y;      // float [count]
+    uint64_t count;
+    float scale, offset;
+};
+ARGS_SIZE(ProbeArgs, 32);
+
 // ------------------------------------------------------------------------------------------------------- embed, rms_norm
 
 struct EmbedArgs {

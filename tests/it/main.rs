@@ -9,6 +9,8 @@ mod cli;
 mod engine;
 mod golden;
 mod grounded_small;
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+mod kernels;
 mod kv;
 mod ops;
 mod requests;

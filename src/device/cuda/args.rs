@@ -132,6 +132,19 @@ mirrored! {
         /// Zero.
         reserved: [u32; 3],
     }
+    /// Arguments of `probe`: `y[i] = x[i] * scale + offset`, each operation rounded.
+    ProbeArgs [32] {
+        /// float `[count]`.
+        x: DevicePtr,
+        /// float `[count]`.
+        y: DevicePtr,
+        /// Elements.
+        count: u64,
+        /// Factor.
+        scale: f32,
+        /// Summand.
+        offset: f32,
+    }
     /// Arguments of `embed`.
     EmbedArgs [80] {
         /// `[vocab, hidden]`.

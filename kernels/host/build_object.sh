@@ -1,0 +1,43 @@
+#!/bin/sh
+# Compiles kernels for the host into a shared object for SIDEREAL_HOST_KERNELS. Run from the repository's root:
+#   kernels/host/build_object.sh OUT.so [address|thread|none] [FILE.cu ...]       default: all kernels, no sanitizer
+# A sanitizer's runtime has to be loaded first: LD_PRELOAD=$(g++ -print-file-name=libasan.so) (or libtsan.so) before the program.
+# The runtime's objects are kept next to OUT.so and made again when their sources are newer.
+set -e
+out=$1; shift
+sanitizer=none
+case "${1:-}" in address|thread|none) sanitizer=$1; shift ;; esac
+[ $# -gt 0 ] || set -- kernels/*.cu kernels/host/tests/*.cu
+cxx=${CXX:-c++}
+flags="-std=c++20 -fPIC -fvisibility=hidden -Ikernels -ffp-contract=off -fno-strict-aliasing -fno-exceptions -Wno-unknown-pragmas"
+case $sanitizer in
+  address) kernel_flags="-O1 -g -fsanitize=address,undefined -fno-sanitize=vptr,alignment"; runtime_flags="-O2 -DSIDEREAL_HOST_ASAN"; link="-fsanitize=address,undefined" ;;
+  thread) kernel_flags="-O1 -g -fsanitize=thread"; runtime_flags="-O2 -DSIDEREAL_HOST_TSAN"; link="-fsanitize=thread" ;;
+  none) kernel_flags="-O2 -Wall"; runtime_flags="-O2"; link="" ;;
+esac
+objects=$out.$sanitizer.objects
+mkdir -p "$objects"
+for source in kernels/host/*.cpp; do
+  object=$objects/$(basename "$source" .cpp).o
+  if [ ! -e "$object" ] || [ -n "$(find kernels/host -newer "$object" -name '*.[hc]*')" ]; then
+    $cxx $flags $runtime_flags -c "$source" -o "$object"
+  fi
+done
+{
+  echo '#include "host/runtime.h"'
+  sed -n 's/^KERNEL(\([a-z0-9_]*\),.*/extern const host::Kernel host_\1;/p' "$@"
+  echo 'namespace host { extern const Kernel* const kernel_table[]; extern const uint32_t kernel_count;'
+  echo 'const Kernel* const kernel_table[] = {'
+  sed -n 's/^KERNEL(\([a-z0-9_]*\),.*/\&host_\1,/p' "$@"
+  echo '}; const uint32_t kernel_count = sizeof kernel_table / sizeof *kernel_table; }'
+} > "$objects/registry.cpp"
+linked=
+for source in "$@"; do
+  object=$objects/kernel_$(basename "$source" .cu).o
+  $cxx $flags $kernel_flags -xc++ -c "$source" -o "$object"
+  linked="$linked $object"
+done
+$cxx $flags $runtime_flags -c "$objects/registry.cpp" -o "$objects/registry_table.o"
+runtime=
+for source in kernels/host/*.cpp; do runtime="$runtime $objects/$(basename "$source" .cpp).o"; done
+$cxx -shared -Wl,-Bsymbolic $link $linked $runtime "$objects/registry_table.o" -o "$out" -lpthread

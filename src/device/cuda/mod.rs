@@ -1,0 +1,8 @@
+//! The CUDA device: the operations as kernels, launched through a [`driver`].
+
+pub mod args;
+pub mod driver;
+pub mod embed;
+#[cfg(feature = "emulated")]
+pub mod emulated;
+pub mod sample;

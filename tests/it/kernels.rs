@@ -1,0 +1,3 @@
+//! Kernel-level tests: each family of kernels against its reference, on every driver present.
+
+mod emulator;

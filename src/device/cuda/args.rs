@@ -1,7 +1,5 @@
 //! Argument structs of the kernels and the records of the plan buffer: the Rust side of `kernels/args.cuh`, field by field.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::driver::DevicePtr;
 
 /// Tokens of a cache block.
@@ -20,7 +18,7 @@ macro_rules! mirrored {
     ($($(#[$doc:meta])* $name:ident [$bytes:literal] { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
         $(#[$doc])*
         #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
         pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
         const _: () = assert!(size_of::<$name>() == $bytes, "kernels/args.cuh says otherwise");
     )*};

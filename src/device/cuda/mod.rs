@@ -1,6 +1,6 @@
 //! The CUDA device: the operations as kernels, launched through a [`driver`].
 //!
-//! `run` is the device itself, `enqueue` its launches; each family of kernels (`embed`, `norm`, `products`, `rope`, `attention`, `sample`, `sid`)
+//! `run` is the device itself and its sequences of launches; each family of kernels (`embed`, `norm`, `products`, `rope`, `attention`, `sample`, `sid`)
 //! has a file that says what to launch with which arguments. Two drivers launch: `real` on a GPU, [`emulated`] on the host.
 
 pub mod args;
@@ -9,7 +9,6 @@ pub mod driver;
 pub mod embed;
 #[cfg(feature = "emulated")]
 pub mod emulated;
-mod enqueue;
 mod graphs;
 mod memory;
 pub mod norm;

@@ -22,6 +22,12 @@ constexpr uint32_t MAX_WIDTH = 1024;    // beams of a search
 constexpr uint32_t MAX_LEVELS = 16;     // levels of a SID
 constexpr uint32_t NONE = 0xffffffffu;
 
+// A matrix in global memory as the copy engine sees it; made by the driver, and part of an argument struct.
+struct alignas(64) TensorMap {
+    uint64_t words[16];
+};
+static_assert(sizeof(TensorMap) == 128, "src/device/cuda/driver.rs mirrors TensorMap");
+
 // ---------------------------------------------------------------------------------------------------- records of the plan
 
 // Lengths of the plan's arrays, first in the plan buffer.
@@ -102,7 +108,7 @@ struct AttentionItem {
 };
 ARGS_SIZE(AttentionItem, 32);
 
-// ----------------------------------------------------------------------------------------------------------------- probe
+// ----------------------------------------------------------------------------------------------------------------- probe, checks
 
 struct ProbeArgs {
     const float* x;               // [count]
@@ -112,6 +118,28 @@ struct ProbeArgs {
     float offset;
 };
 ARGS_SIZE(ProbeArgs, 32);
+
+// kernels/checks.cu: each kernel says what it reads and writes.
+struct CheckArgs {
+    uint64_t in;
+    uint64_t in2;
+    uint64_t out;
+    uint64_t out2;
+    uint64_t n;
+    uint32_t mode;
+    uint32_t unused;
+};
+ARGS_SIZE(CheckArgs, 48);
+
+// kernels/checks.cu: out [64, N] = a [64, k] b [N, k]^T.
+struct CheckProductArgs {
+    TensorMap a;
+    TensorMap b;
+    uint64_t out;                 // float [64, N]
+    uint64_t k;
+    uint64_t unused[6];
+};
+static_assert(sizeof(CheckProductArgs) == 320, "src/device/cuda/args.rs mirrors CheckProductArgs");
 
 // ------------------------------------------------------------------------------------------------------- embed, rms_norm
 
@@ -174,8 +202,8 @@ ARGS_SIZE(ProductArgs, 96);
 
 // A product whose operands arrive by bulk copies. The descriptors come first: they are 64-byte aligned.
 struct alignas(64) BulkProductArgs {
-    uint64_t x_map[16];        // x [max_rows, k] in boxes of 64 rows
-    uint64_t w_map[16];        // W [n, k] in boxes of w_box rows
+    TensorMap x_map;           // x [max_rows, k] in boxes of 64 rows
+    TensorMap w_map;           // W [n, k] in boxes of w_box rows
     ProductArgs product;
     uint32_t w_box;
     uint32_t reserved[7];

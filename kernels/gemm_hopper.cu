@@ -101,7 +101,7 @@ DEVICE_INLINE void accumulate(float (&acc)[Tile<BM, BN>::COLUMNS / 2], const Til
         dev::wgmma_fence();
 #pragma unroll
         for (uint32_t kk = 0; kk < STEP / 16; kk++)   // 16 columns are 32 bytes of the swizzled line
-            dev::wgmma<T, COLUMNS>(acc, dev::wgmma_descriptor(x + kk * 32), dev::wgmma_descriptor(w + kk * 32), step + kk > 0);
+            dev::wgmma<T, COLUMNS>(acc, dev::tile_descriptor(x + kk * 32), dev::tile_descriptor(w + kk * 32), step + kk > 0);
         dev::wgmma_commit();
         // While this step's products run, the stage of the step before is given back.
         dev::wgmma_wait<1>();
@@ -170,10 +170,10 @@ DEVICE_INLINE void gemm(const BulkProductArgs& a) {
     const Work work = work_of<BM, BN>(a.product, span);
     const uint32_t group = threadIdx.x / GROUP_THREADS;
     if (group == CONSUMERS) {
-        dev::release_registers<40>();
+        dev::registers_shrink<40>();
         if (threadIdx.x % GROUP_THREADS == 0) produce<BM, BN>(a, ring, span, work);
     } else {
-        dev::claim_registers<232>();
+        dev::registers_grow<232>();
         consume<T>(a.product, ring, span, work, group);
     }
 }

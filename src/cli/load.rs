@@ -145,7 +145,7 @@ impl LoadArgs {
             DeviceArg::Cuda => builder.on_cuda(Box::new(CudaDriver::new(0)?), options)?,
             #[cfg(feature = "emulated")]
             DeviceArg::Emulated => {
-                builder.on_cuda(Box::new(EmulatedDriver::new(EmulatedOptions::from_env()?)?), options)?
+                builder.on_cuda(Box::new(EmulatedDriver::new(EmulatedOptions::from_environment()?)?), options)?
             }
         })
     }

@@ -1,8 +1,11 @@
 //! Kernel-level tests: each family of kernels against its reference, on every driver there is.
 
+mod checks;
+#[cfg(feature = "emulated")]
 mod emulator;
 
-use sidereal::device::cuda::driver::Driver;
+use bytemuck::Pod;
+use sidereal::device::cuda::driver::{DevicePtr, Driver};
 #[cfg(feature = "emulated")]
 use sidereal::device::cuda::emulated::{Completion, EmulatedDriver, EmulatedOptions, Order};
 
@@ -30,8 +33,7 @@ pub fn drivers_in_every_order() -> Vec<(String, Box<dyn Driver>)> {
         (Order::Warps, Completion::Early),
         (Order::WarpsReverse, Completion::Late),
     ] {
-        let options =
-            EmulatedOptions { order, completion, ..EmulatedOptions::from_environment().unwrap() };
+        let options = emulated(order, completion);
         let name = format!("emulated, {order:?}, {completion:?}");
         drivers.push((name, Box::new(EmulatedDriver::new(options).unwrap())));
     }
@@ -51,4 +53,24 @@ fn gpu() -> Option<(String, Box<dyn Driver>)> {
         }
     }
     None
+}
+
+/// Options of an emulated device, with an order and a time of completion.
+#[cfg(feature = "emulated")]
+fn emulated(order: Order, completion: Completion) -> EmulatedOptions {
+    EmulatedOptions { order, completion, ..EmulatedOptions::from_environment().unwrap() }
+}
+
+/// One buffer of its own for some values.
+fn upload<T: Pod>(driver: &mut dyn Driver, values: &[T]) -> DevicePtr {
+    let bytes: &[u8] = bytemuck::cast_slice(values);
+    let at = driver.allocate("test", &[bytes.len()]).unwrap()[0];
+    driver.upload(at, bytes).unwrap();
+    at
+}
+
+/// The values of a buffer.
+fn download<T: Pod>(driver: &mut dyn Driver, from: DevicePtr, count: usize) -> Vec<T> {
+    let bytes = driver.download(from, count * size_of::<T>()).unwrap();
+    bytemuck::allocation::pod_collect_to_vec(&bytes)
 }

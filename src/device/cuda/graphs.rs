@@ -35,6 +35,7 @@ pub(super) enum Way {
 impl Graphs {
     /// How a step of this shape is to be enqueued.
     pub fn way(&mut self, shape: &StepShape) -> Way {
+        let room = self.entries.len() < MOST;
         match self.entries.get_mut(shape) {
             Some(Entry::Recorded(graph)) => Way::Replay(*graph),
             Some(Entry::Seen(sights)) if *sights + 1 >= SIGHTS => Way::Record,
@@ -42,7 +43,7 @@ impl Graphs {
                 *sights += 1;
                 Way::Launch
             }
-            None if self.entries.len() < MOST => {
+            None if room => {
                 self.entries.insert(shape.clone(), Entry::Seen(1));
                 Way::Launch
             }

@@ -19,6 +19,8 @@ pub(super) struct RowSizes {
     pub rows: usize,
     /// Units of 16 packed queries that hold partial attention results.
     pub units: usize,
+    /// Attention tiles of each kind.
+    pub items: usize,
     /// Rows that the head is applied to at once.
     pub head_rows: usize,
     /// Rows whose logits over the vocabulary are held at once.
@@ -33,6 +35,7 @@ impl RowSizes {
             rows,
             // A beam needs a line; what is left serves to split long contexts.
             units: (2 * rows * group).div_ceil(16) + 1024.min(32 * rows),
+            items: 4 * rows * group.div_ceil(16) + 1024,
             head_rows: 2 * rows,
             logit_rows: rows.min(LOGIT_ROWS),
         }

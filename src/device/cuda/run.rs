@@ -8,25 +8,29 @@
 //! The host waits only for what it needs: a step that advances searches and ends none of them, and samples no text, is not waited for.
 //! The next step is enqueued behind it, with as many rows as could be alive.
 
+mod enqueue;
+
 use std::time::{Duration, Instant};
 
 use super::args::StepCounts;
-use super::attention::{Attention, AttentionPlan};
-use super::driver::{DevicePtr, Driver, Event, Pinned};
+use super::attention::{Attention, AttentionLimits, AttentionPlan, AttentionShape};
+use super::driver::{DevicePtr, Driver, Pinned};
 use super::embed::Embed;
-use super::graphs::Graphs;
+use super::graphs::{Graphs, Way};
 use super::memory::{self, MemoryPlan, RowSizes};
 use super::norm::RmsNorm;
 use super::plan::{Layout as PlanLayout, Part, PlanBuffer, SECTIONS, Section};
-use super::products::{Activations, Epilogue, Norm, Product, Products};
-use super::rope::RopeCache;
-use super::sample::TextSampler;
+use super::products::{Activations, Products};
+use super::rope::{RopeCache, RopeShape};
+use super::sample::{TextSamplerCuda as TextSampler, TextSizes};
 use super::sid::{SidLimits, SidSearches, SidShape};
 use super::step::{Group, HeadShape, Step, bucket};
 use super::weights::DeviceWeights;
 use crate::catalog::Layout;
 use crate::device::check::{self, Bounds};
-use crate::device::ops::{Buffer, DType, Device, DeviceConfig, Outcome, Path, Plan, SearchSpec, Shape};
+use crate::device::ops::{
+    Buffer, DType, Device, DeviceConfig, Outcome, Path, Plan, SearchSpec, Shape, SidOutcome, Tensor,
+};
 use crate::error::{Error, Result};
 use crate::ids::SearchId;
 
@@ -108,12 +112,14 @@ pub struct CudaDevice {
     plan: PlanBuffer,
     graphs: Graphs,
     attention_plan: AttentionPlan,
+    attention_limits: AttentionLimits,
     step: Step,
+    /// The plan's block tables.
+    blocks: Vec<u32>,
     present: Option<StepShape>,
     /// The present step's graph has run everything.
     whole: bool,
-    outcome: OutcomeRing,
-    pending: bool,
+    outcome: OutcomeBuffer,
 }
 
 /// What the host reads of a step: text outcomes, then search outcomes.
@@ -147,18 +153,37 @@ impl CudaDevice {
         let opener = layout.as_ref().and_then(|layout| layout.open);
         let cache = allocate_cache(driver_ref, &shape, dtype, cache_blocks)?;
         let buffers = Buffers::new(driver_ref, &products, &shape, dtype, &sizes)?;
+        let rope = rope_shape(&shape, cache_blocks, max_rows, on_device.inv_freq);
+        let attention = attention_shape(&shape, cache_blocks, &sizes);
+        let attention_limits = AttentionLimits {
+            multiprocessors: driver_ref.properties().multiprocessors,
+            group: attention.heads / attention.kv_heads,
+            kv_heads: attention.kv_heads,
+            max_items: attention.max_items,
+            max_units: attention.max_units,
+            reproducible: options.reproducible,
+        };
+        let text = TextSizes {
+            vocab: shape.vocab,
+            text_tokens: &text_tokens,
+            opener,
+            max_rows: sizes.logit_rows,
+            max_edits: 1 << 16,
+        };
         let limits = SidLimits { max_rows, multiprocessors: driver_ref.properties().multiprocessors };
         Ok(CudaDevice {
             embed: Embed::new(driver_ref, dtype)?,
             norm: RmsNorm::new(driver_ref, dtype)?,
-            rope: RopeCache::new(driver_ref, dtype, shape.head_dim)?,
-            attention: Attention::new(driver_ref, dtype, shape.head_dim)?,
-            sampler: TextSampler::new(driver_ref, shape.vocab, &text_tokens, opener, max_rows)?,
+            rope: RopeCache::new(driver_ref, dtype, shape.head_dim, rope)?,
+            attention: Attention::new(driver_ref, dtype, attention)?,
+            sampler: TextSampler::new(driver_ref, &text)?,
             searches: SidSearches::new(driver_ref, layout.clone(), limits)?,
             plan: PlanBuffer::new(driver_ref, 64 << 10)?,
             graphs: Graphs::default(),
             attention_plan: AttentionPlan::default(),
+            attention_limits,
             step: Step::new(sizes.logit_rows),
+            blocks: Vec::new(),
             outcome: OutcomeBuffer { pinned: driver_ref.pin(4096)?, text: 0, sids: Vec::new() },
             present: None,
             whole: false,
@@ -200,6 +225,33 @@ fn check_served(config: &DeviceConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn rope_shape(shape: &Shape, cache_blocks: usize, max_rows: usize, inv_freq: DevicePtr) -> RopeShape {
+    RopeShape {
+        heads: shape.heads as u32,
+        kv_heads: shape.kv_heads as u32,
+        cache_blocks: cache_blocks as u32,
+        max_rows: max_rows as u32,
+        eps: shape.eps,
+        scale: shape.rope.scale,
+        inv_freq,
+    }
+}
+
+fn attention_shape(shape: &Shape, cache_blocks: usize, sizes: &RowSizes) -> AttentionShape {
+    AttentionShape {
+        heads: shape.heads as u32,
+        kv_heads: shape.kv_heads as u32,
+        head_dim: shape.head_dim as u32,
+        cache_blocks: cache_blocks as u32,
+        max_rows: sizes.rows as u32,
+        max_segments: sizes.rows as u32,
+        max_items: sizes.items as u32,
+        // The plan's tables are as long as they are; each is checked against its own segment.
+        max_table: u32::MAX,
+        max_units: sizes.units as u32,
+    }
 }
 
 fn allocate_cache(
@@ -270,19 +322,23 @@ impl CudaDevice {
         self.searches.plan(plan)?;
         self.step.take(plan, self.searches.vocabulary_rows());
         let searches = &self.searches;
-        self.attention_plan.take(plan, &|search| searches.beam_view(search))?;
-        self.sampler.plan(plan);
+        let view = |search| searches.beam_view(search).unwrap_or(DevicePtr::NULL);
+        self.attention_plan.build(plan, &self.attention_limits, view)?;
+        let (chunk, vocab) = (self.sizes.logit_rows, self.shape.vocab);
+        self.sampler.plan(&plan.text, |row| ((row % chunk) * vocab) as u64)?;
         let full = bucket(self.step.full) * self.shape.vocab;
         let mut moved = grow(driver, "evaluation logits", &mut self.buffers.full_logits, full)?;
         let codes = self.searches.logits_needed();
         moved |= grow(driver, "codebook logits", &mut self.buffers.code_logits, codes)?;
         let rows = bucket(plan.rows());
+        self.blocks.clear();
+        self.blocks.extend(plan.blocks.iter().map(|block| block.0));
         let a = &self.attention_plan;
         let counts = StepCounts {
             rows: plan.rows() as u32,
-            segments: a.segments().len() as u32,
-            narrow_items: a.narrow().len() as u32,
-            wide_items: a.wide().len() as u32,
+            segments: a.segments.len() as u32,
+            narrow_items: a.narrow.len() as u32,
+            wide_items: a.wide.len() as u32,
             text_rows: plan.text.len() as u32,
             sid_steps: plan.sids.len() as u32,
             candidates: self.searches.candidates().len() as u32,
@@ -292,15 +348,15 @@ impl CudaDevice {
             Part::of(std::slice::from_ref(&counts), 1),
             Part::of(&self.step.groups, 4),
             Part::of(&self.step.rows, rows),
-            Part::of(a.row_segment(), rows),
-            Part::of(a.segments(), rows.min(64)),
-            Part::of(a.narrow(), 4 * rows.min(64)),
-            Part::of(a.wide(), rows.min(16)),
-            Part::of(bytemuck::cast_slice::<_, u32>(block_ids(&plan.blocks)), 16 * rows),
+            Part::of(&a.row_segment, rows),
+            Part::of(&a.segments, rows.min(64)),
+            Part::of(&a.narrow, 4 * rows.min(64)),
+            Part::of(&a.wide, rows.min(16)),
+            Part::of(&self.blocks, 16 * rows),
             Part::of(&self.step.soft, 0),
             Part::of(&self.step.head_rows, 1),
             Part::of(self.sampler.records(), 1),
-            Part::of(self.sampler.words(), 1),
+            Part::of(self.sampler.edits(), 1),
             Part::of(self.searches.candidates(), 1),
             Part::of(self.searches.steps(), 1),
             Part::of(self.searches.groups(), 1),
@@ -312,9 +368,9 @@ impl CudaDevice {
         self.present = Some(StepShape {
             layout: self.plan.layout().clone(),
             rows,
-            narrow: !a.narrow().is_empty(),
-            wide: !a.wide().is_empty(),
-            joins: a.joins(),
+            narrow: !a.narrow.is_empty(),
+            wide: !a.wide.is_empty(),
+            joins: a.units > 0,
             head: self.step.head.clone(),
             sids: (!plan.sids.is_empty()).then(|| self.searches.shape()),
         });

@@ -1,16 +1,16 @@
 //! The launches of a step, operation by operation.
 
-use super::args::EmbedArgs;
-use super::attention::{AttentionBucket, AttentionBuffers, AttentionLayer};
-use super::driver::DevicePtr;
-use super::norm::NormRows;
-use super::plan::Section;
-use super::products::{Epilogue, Norm, Product};
-use super::rope::RopeLayer;
-use super::run::{CudaDevice, StepShape};
-use super::sample::TextInputs;
-use super::sid::SidInputs;
-use super::step::Group;
+use crate::device::cuda::args::EmbedArgs;
+use crate::device::cuda::attention::{AttentionBucket, AttentionBuffers, AttentionLayer};
+use crate::device::cuda::driver::DevicePtr;
+use crate::device::cuda::norm::NormRows;
+use crate::device::cuda::plan::Section;
+use crate::device::cuda::products::{Activations, Epilogue, Matrix, Norm, Product};
+use crate::device::cuda::rope::RopeLayer;
+use super::{CudaDevice, StepShape};
+use crate::device::cuda::sample::TextInputs;
+use crate::device::cuda::sid::SidInputs;
+use crate::device::cuda::step::Group;
 use crate::error::Result;
 
 fn present(at: DevicePtr) -> Option<DevicePtr> {
@@ -41,15 +41,14 @@ impl CudaDevice {
     /// Norm, products of `q`, `k`, `v`, q/k norm, rope, cache.
     pub(super) fn enqueue_attention_input(&mut self, s: &StepShape, layer: usize) -> Result<()> {
         let w = &self.weights.layers[layer];
+        let (x, matrix) = (self.buffers.x, w.qkv);
         let product = Product {
-            x: &self.buffers.x,
             norm: Some(Norm { weight: w.input_norm, eps: self.shape.eps }),
-            w: &w.qkv,
             bias: present(w.qkv_bias),
             epilogue: Epilogue::Float,
             out: self.buffers.qkv,
-            ld_out: w.qkv.n(),
-            ..self.whole_rows(s)
+            ld_out: matrix.n(),
+            ..self.whole_rows(s, &x, &matrix)
         };
         self.products.enqueue(&mut *self.driver, &product)?;
         let [k, v] = self.cache[layer];
@@ -91,14 +90,13 @@ impl CudaDevice {
     /// Output product and residual.
     pub(super) fn enqueue_attention_output(&mut self, s: &StepShape, layer: usize) -> Result<()> {
         let w = &self.weights.layers[layer];
+        let (x, matrix) = (self.buffers.attended, w.o);
         let product = Product {
-            x: &self.buffers.attended,
-            w: &w.o,
             bias: present(w.o_bias),
             epilogue: Epilogue::Residual,
             out: self.buffers.x.ptr(),
             ld_out: self.shape.hidden,
-            ..self.whole_rows(s)
+            ..self.whole_rows(s, &x, &matrix)
         };
         self.products.enqueue(&mut *self.driver, &product)
     }
@@ -106,38 +104,35 @@ impl CudaDevice {
     /// Norm, gate and up products, activation.
     pub(super) fn enqueue_mlp_input(&mut self, s: &StepShape, layer: usize) -> Result<()> {
         let w = &self.weights.layers[layer];
+        let (x, matrix) = (self.buffers.x, w.gate_up);
         let product = Product {
-            x: &self.buffers.x,
             norm: Some(Norm { weight: w.post_norm, eps: self.shape.eps }),
-            w: &w.gate_up,
             epilogue: Epilogue::Gated,
             out: self.buffers.gated.ptr(),
             ld_out: self.shape.ffn,
-            ..self.whole_rows(s)
+            ..self.whole_rows(s, &x, &matrix)
         };
         self.products.enqueue(&mut *self.driver, &product)
     }
 
     /// Down product and residual.
     pub(super) fn enqueue_mlp_output(&mut self, s: &StepShape, layer: usize) -> Result<()> {
-        let w = &self.weights.layers[layer];
+        let (x, matrix) = (self.buffers.gated, self.weights.layers[layer].down);
         let product = Product {
-            x: &self.buffers.gated,
-            w: &w.down,
             epilogue: Epilogue::Residual,
             out: self.buffers.x.ptr(),
             ld_out: self.shape.hidden,
-            ..self.whole_rows(s)
+            ..self.whole_rows(s, &x, &matrix)
         };
         self.products.enqueue(&mut *self.driver, &product)
     }
 
     /// A product over all rows of the step, to be completed.
-    fn whole_rows(&self, s: &StepShape) -> Product<'_> {
+    fn whole_rows<'a>(&self, s: &StepShape, x: &'a Activations, w: &'a Matrix) -> Product<'a> {
         Product {
-            x: &self.buffers.x,
+            x,
             norm: None,
-            w: &self.weights.head,
+            w,
             bias: None,
             epilogue: Epilogue::Store,
             out: self.buffers.x.ptr(),
@@ -194,16 +189,15 @@ impl CudaDevice {
             self.norm.enqueue(&mut *self.driver, &rows)?;
             let key = (group.item_type, group.level);
             let w = self.weights.codebook(&mut *self.driver, &self.products, &layout, key)?;
+            let x = self.buffers.head_rows;
             let product = Product {
-                x: &self.buffers.head_rows,
-                w: &w,
                 epilogue: Epilogue::Float,
                 out: self.buffers.code_logits.0,
                 ld_out: w.n(),
                 group: group.record,
                 bucket: group.bucket,
                 max_out: self.buffers.code_logits.1 / w.n(),
-                ..self.whole_rows(s)
+                ..self.whole_rows(s, &x, &w)
             };
             self.products.enqueue(&mut *self.driver, &product)?;
         }
@@ -224,10 +218,11 @@ impl CudaDevice {
             bucket: self.step.bucket(group),
         };
         self.norm.enqueue(&mut *self.driver, &rows)?;
+        let (x, head) = (self.buffers.head_rows, self.weights.head);
         let product = Product {
-            x: &self.buffers.head_rows,
+            x: &x,
             norm: None,
-            w: &self.weights.head,
+            w: &head,
             bias: None,
             epilogue: Epilogue::Float,
             out,
@@ -249,7 +244,6 @@ impl CudaDevice {
                 records: self.plan.at(Section::Text),
                 edits: self.plan.at(Section::TextWords),
                 counts: self.plan.at(Section::Counts),
-                first: chunk * self.sizes.logit_rows,
             };
             self.sampler.enqueue(&mut *self.driver, &inputs, s.head.text_bucket as u32)?;
         }

@@ -105,17 +105,6 @@ ARGS_SIZE(SidSearch, sizeof(BeamView) + 11 * 8 + 18 * 4 + 64);
 
 // ------------------------------------------------------------------------------------------------------------ per plan
 
-struct SidCounts {
-    uint32_t steps;
-    uint32_t candidates;
-    uint32_t groups;
-    uint32_t slots;
-    uint32_t vocab_rows;
-    uint32_t epoch;             // differs from plan to plan
-    uint32_t reserved[2];
-};
-ARGS_SIZE(SidCounts, 32);
-
 // A search to advance by one level. Its slots are what is scored: at the first level one per requested type, later one per row.
 struct SidStepRecord {
     uint32_t search;            // index into the table of searches
@@ -125,7 +114,7 @@ struct SidStepRecord {
     uint32_t keys_first;        // its part of the survivors: `room` per slot
     uint32_t room;
     uint32_t norm_first;        // first vocabulary normaliser, one per row; NONE if it has another one
-    uint32_t reserved;
+    uint32_t epoch;             // differs from plan to plan
 };
 ARGS_SIZE(SidStepRecord, 32);
 
@@ -146,7 +135,7 @@ struct SidHeadGroup {
     uint32_t rows;              // most that can be kept
     uint64_t out;               // first logit, a multiple of 4
     uint32_t codebook;
-    uint32_t reserved;
+    uint32_t epoch;             // as the steps'
 };
 ARGS_SIZE(SidHeadGroup, 32);
 
@@ -198,7 +187,7 @@ struct SidResult {
 // ------------------------------------------------------------------------------------------------------------- arguments
 
 struct SidGatherArgs {
-    const SidCounts* counts;
+    const StepCounts* counts;
     const SidStepRecord* steps;
     const SidCandidate* candidates;
     const SidHeadGroup* groups;
@@ -220,7 +209,7 @@ struct SidGatherArgs {
 ARGS_SIZE(SidGatherArgs, 112);
 
 struct SidStepArgs {
-    const SidCounts* counts;
+    const StepCounts* counts;
     const SidStepRecord* steps;
     SidSearch* const* searches;
     const SidSlot* slots;
@@ -240,7 +229,7 @@ struct SidStepArgs {
 ARGS_SIZE(SidStepArgs, 112);
 
 struct SidNormArgs {
-    const SidCounts* counts;
+    const RowGroup* group;          // rows counts; they begin at the first row of logits
     const float* logits;            // [rows, columns]
     float* norms;                   // [rows]
     uint32_t columns;

@@ -19,8 +19,8 @@ struct Kept {
 
 // Looks a candidate up. Whatever the records hold, nothing beyond the buffers is touched.
 DEVICE_INLINE bool resolve(const SidGatherArgs& a, const SidCandidate& candidate, const SidHeadGroup& group, uint32_t& slot_at, SidSlot& out) {
-    const SidCounts& counts = *a.counts;
-    if (candidate.step >= min(counts.steps, a.max_steps) || candidate.row >= a.max_rows) return false;
+    const StepCounts& counts = *a.counts;
+    if (candidate.step >= min(counts.sid_steps, a.max_steps) || candidate.row >= a.max_rows) return false;
     const SidStepRecord step = a.steps[candidate.step];
     if (step.search >= a.max_searches || candidate.at >= step.slots) return false;
     SidSearch* const search = a.searches[step.search];
@@ -28,7 +28,7 @@ DEVICE_INLINE bool resolve(const SidGatherArgs& a, const SidCandidate& candidate
     const uint64_t at = uint64_t(step.slot_first) + candidate.at;
     const uint64_t keys = uint64_t(step.keys_first) + uint64_t(candidate.at) * step.room;
     const uint32_t width = search->widths[step.level] / search->groups;
-    if (at >= min(counts.slots, a.max_slots) || keys + step.room > a.max_keys || step.room < width || step.room > ROW_ROOM) return false;
+    if (at >= a.max_slots || keys + step.room > a.max_keys || step.room < width || step.room > ROW_ROOM) return false;
     slot_at = static_cast<uint32_t>(at);
     const SidType& type = search->types[candidate.place];
     if (step.level >= type.depth) return false;
@@ -41,7 +41,7 @@ DEVICE_INLINE bool resolve(const SidGatherArgs& a, const SidCandidate& candidate
     out.search = search;
     out.type = &type;
     out.level = &level;
-    out.epoch = counts.epoch;
+    out.epoch = step.epoch;
     out.level_index = step.level;
     out.place = candidate.place;
     out.parent = candidate.place;
@@ -59,7 +59,7 @@ DEVICE_INLINE bool resolve(const SidGatherArgs& a, const SidCandidate& candidate
         if (norm_at >= a.max_norms) return false;
         out.norm_at = static_cast<uint32_t>(norm_at);
     }
-    if (first) return candidate.at == candidate.place && uint64_t(step.slot_first) + search->type_count <= min(counts.slots, a.max_slots);
+    if (first) return candidate.at == candidate.place && uint64_t(step.slot_first) + search->type_count <= a.max_slots;
     if (candidate.at >= search->view.live) return false;
     const uint32_t place = search->rows[candidate.at];
     const SidEntry& entry = search->lists[search->parity][place];
@@ -77,9 +77,10 @@ __device__ void gather_body(const SidGatherArgs& a) {
     SHARED(uint32_t, sums, GATHER_THREADS / 32);
     dev::dependency_wait();
     dev::dependency_trigger();
-    const SidCounts& counts = *a.counts;
+    const StepCounts& counts = *a.counts;
+    // A launch may have more blocks than this plan has groups.
     SidHeadGroup group{};
-    if (blockIdx.x < min(counts.groups, a.max_groups)) group = a.groups[blockIdx.x];
+    if (blockIdx.x < a.max_groups && counts.sid_steps > 0 && a.groups[blockIdx.x].epoch == a.steps[0].epoch) group = a.groups[blockIdx.x];
     const bool fits = uint64_t(group.candidate_first) + group.candidates <= min(counts.candidates, a.max_candidates) &&
                       uint64_t(group.list_first) + group.rows <= a.max_list && group.out <= a.max_logits && group.out % 4 == 0 &&
                       uint64_t(group.rows) * group.codebook <= a.max_logits - group.out;

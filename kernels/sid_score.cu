@@ -10,10 +10,9 @@ namespace {
 
 // The slot of this block if there is one, it was resolved for this plan, and it is for the kernels of the plain or of the general road.
 DEVICE_INLINE const SidSlot* own_slot(const SidStepArgs& a, uint32_t kind) {
-    const SidCounts& counts = *a.counts;
-    if (blockIdx.x >= min(counts.slots, a.max_slots)) return nullptr;
+    if (blockIdx.x >= a.max_slots || a.counts->sid_steps == 0) return nullptr;
     const SidSlot& slot = a.slots[blockIdx.x];
-    if (slot.epoch != counts.epoch || (slot.kind & (KIND_GENERAL | KIND_GROUPED)) != kind) return nullptr;
+    if (slot.epoch != a.steps[0].epoch || (slot.kind & (KIND_GENERAL | KIND_GROUPED)) != kind) return nullptr;
     return &slot;
 }
 
@@ -40,7 +39,7 @@ __device__ void vocab_norm_body(const SidNormArgs& a) {
     dev::dependency_wait();
     dev::dependency_trigger();
     const uint32_t row = blockIdx.x;
-    if (row >= min(a.counts->vocab_rows, a.max_rows)) return;
+    if (row >= min(a.group->rows, a.max_rows)) return;
     const float norm = sid::block_log_sum(a.logits + size_t(row) * a.columns, a.columns, maxima, sums).norm;
     if (threadIdx.x == 0) a.norms[row] = norm;
 }

@@ -264,7 +264,7 @@ DEVICE_INLINE bool rows_are_there(const SidStepArgs& a, const SidSearch& search,
     if (!there) return false;
     for (uint32_t row = threadIdx.x; row < rows; row += THREADS) {
         const SidSlot& slot = a.slots[step.slot_first + row];
-        there &= slot.epoch == a.counts->epoch && slot.search == &search && slot.level_index == step.level;
+        there &= slot.epoch == step.epoch && slot.search == &search && slot.level_index == step.level;
     }
     return there;
 }
@@ -339,7 +339,7 @@ template <bool GENERAL, uint32_t N>
 DEVICE_INLINE void select(const SidStepArgs& a, Best<N>& best, SelectShared& s, RowShared* rs, GeneralShared* gs) {
     dev::dependency_wait();
     dev::dependency_trigger();
-    if (blockIdx.x >= min(a.counts->steps, a.max_steps)) return;
+    if (blockIdx.x >= min(a.counts->sid_steps, a.max_steps)) return;
     const SidStepRecord step = a.steps[blockIdx.x];
     SidSearch* const search = step.search < a.max_searches ? a.searches[step.search] : nullptr;
     if (search == nullptr) {

@@ -17,7 +17,6 @@ pub mod products;
 #[cfg(feature = "cuda")]
 pub mod real;
 pub mod rope;
-pub mod sid;
 mod run;
 pub mod sample;
 pub mod sid;

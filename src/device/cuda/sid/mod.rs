@@ -24,16 +24,16 @@ mod shared;
 use std::sync::Arc;
 
 use self::plan::SidPlan;
-pub use self::plan::{HeadGroup, SidCapacity};
+pub use self::plan::{HeadGroup, SidCapacity, SidShape};
 use self::records::{ROW_ROOM, SCORE_BYTES, SLOT_BYTES, SidGatherArgs, SidNormArgs, SidResult, SidStepArgs};
-pub use self::records::{SidCandidate, SidCounts, SidHeadGroup, SidStepRecord};
+pub use self::records::{SidCandidate, SidHeadGroup, SidStepRecord};
 use self::search::{Search, Stores};
 use super::args::RowGroup;
 use super::driver::{DevicePtr, Driver, Kernel, Launch, failed};
 use crate::catalog::Layout;
 use crate::device::ops::{self, Path, SearchSpec, SidOutcome};
 use crate::error::{Error, Result};
-use crate::ids::SearchId;
+use crate::ids::{SearchId, TypeId};
 
 /// Threads of a block of `sid_gather`.
 const GATHER_THREADS: u32 = 256;
@@ -42,43 +42,32 @@ const THREADS: u32 = 512;
 /// Searches that may be open at once.
 const MAX_OPEN: usize = 1 << 14;
 
-/// Where a plan's records lie on the device: copies of what [`SidSearches`] hands out, in buffers of its capacity.
+/// How large steps may be.
 #[derive(Clone, Copy, Debug)]
-pub struct SidBindings {
-    /// [`SidSearches::counts`].
+pub struct SidLimits {
+    /// Rows of a plan.
+    pub max_rows: usize,
+    /// Multiprocessors of the device.
+    pub multiprocessors: u32,
+}
+
+/// What a step binds: where a plan's records and logits lie on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct SidInputs {
+    /// The plan's `StepCounts`.
     pub counts: DevicePtr,
-    /// [`SidSearches::steps`].
-    pub steps: DevicePtr,
     /// [`SidSearches::candidates`].
     pub candidates: DevicePtr,
-    /// [`SidSearches::group_records`].
+    /// [`SidSearches::steps`].
+    pub steps: DevicePtr,
+    /// [`SidSearches::groups`].
     pub groups: DevicePtr,
-}
-
-/// Sizes of a launch: at least the plan's counts, from which the kernels take what is there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SidBucket {
-    /// Searches to advance.
-    pub steps: u32,
-    /// Head groups.
-    pub groups: u32,
-    /// Rows to score.
-    pub slots: u32,
-    /// Rows with a vocabulary normaliser.
-    pub vocab_rows: u32,
-    /// Whether `sid_score_general` runs.
-    pub general_score: bool,
-    /// Whether `sid_select_general` runs.
-    pub general_select: bool,
-}
-
-/// Logits of a step.
-#[derive(Clone, Copy, Debug)]
-pub struct SidLogits {
-    /// Float32, a multiple of 16 bytes.
-    pub at: DevicePtr,
-    /// Elements.
-    pub capacity: u64,
+    /// Float32 logits of the codebooks, a multiple of 16 bytes.
+    pub logits: DevicePtr,
+    /// Elements of `logits`.
+    pub logits_len: usize,
+    /// `[rows]` float32: logarithms of the vocabulary's normalisers, in the order of [`SidSearches::vocabulary_rows`].
+    pub norms: DevicePtr,
 }
 
 #[derive(Clone, Copy)]
@@ -103,7 +92,6 @@ struct Memory {
     entries: DevicePtr,
     scores: DevicePtr,
     results: DevicePtr,
-    norms: DevicePtr,
 }
 
 /// All searches of a device, and the launches that advance them.
@@ -118,14 +106,18 @@ pub struct SidSearches {
 }
 
 impl SidSearches {
-    /// Allocates what steps of up to `max_rows` rows need. A device without a layout opens no searches.
+    /// Allocates what steps within the limits need. A device without a layout opens no searches.
     ///
     /// # Errors
     /// The driver's.
-    pub fn new(driver: &mut dyn Driver, layout: Option<Arc<Layout>>, max_rows: usize) -> Result<SidSearches> {
+    pub fn new(
+        driver: &mut dyn Driver,
+        layout: Option<Arc<Layout>>,
+        limits: SidLimits,
+    ) -> Result<SidSearches> {
         let plan = SidPlan::new(layout.as_ref().map_or(&[], |layout| &layout.types[..]));
         let types = layout.as_ref().map_or(1, |layout| layout.types.len().max(1));
-        let rows = max_rows.max(1);
+        let rows = limits.max_rows.max(1);
         let capacity = SidCapacity {
             rows,
             steps: rows,
@@ -180,15 +172,11 @@ impl SidSearches {
     }
 
     /// Ends a search and forgets it; steps that are enqueued still find it.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn close(&mut self, driver: &mut dyn Driver, search: SearchId) -> Result<()> {
+    pub fn close(&mut self, search: SearchId) {
+        // Its entry of the table stays until another search takes its place: no plan names it any more.
         if let Some(gone) = self.open.get_mut(search.index()).and_then(Option::take) {
             gone.close(&mut self.stores);
-            self.name(driver, search.index(), DevicePtr::NULL)?;
         }
-        Ok(())
     }
 
     /// Waits for what is enqueued and returns the finished paths: best first, or in the order drawn; those of several groups
@@ -209,8 +197,13 @@ impl SidSearches {
     }
 
     /// The most beams of a search that are live after the codes of `level` are chosen; 0 if there is no such search.
-    pub fn width_at(&self, search: SearchId, level: usize) -> usize {
-        self.get(search).map_or(0, |search| search.width_at(level))
+    pub fn most_live(&self, search: SearchId, level: u8) -> usize {
+        self.get(search).map_or(0, |search| search.width_at(level as usize))
+    }
+
+    /// Levels of a search's deepest type.
+    pub fn depth(&self, search: SearchId) -> Option<usize> {
+        self.get(search).ok().map(Search::depth)
     }
 
     fn get(&self, search: SearchId) -> Result<&Search> {
@@ -238,11 +231,6 @@ impl SidSearches {
         Ok(())
     }
 
-    /// Lengths of the plan's records.
-    pub fn counts(&self) -> &SidCounts {
-        &self.plan.counts
-    }
-
     /// The searches to advance.
     pub fn steps(&self) -> &[SidStepRecord] {
         &self.plan.steps
@@ -254,68 +242,51 @@ impl SidSearches {
     }
 
     /// What `sid_gather` needs to know of the codebooks.
-    pub fn group_records(&self) -> &[SidHeadGroup] {
+    pub fn groups(&self) -> &[SidHeadGroup] {
         &self.plan.records
     }
 
-    /// The codebook products of the plan.
-    pub fn groups(&self) -> &[HeadGroup] {
-        &self.plan.groups
+    /// All that the launches of the plan's steps depend on.
+    pub fn shape(&self) -> SidShape {
+        self.plan.shape.clone()
     }
 
-    /// Rows of the plan whose normaliser is the vocabulary; row `i` of the logits of [`SidSearches::enqueue_vocab_norm`] is that of entry `i`.
-    pub fn vocab_rows(&self) -> &[u32] {
+    /// The codebook products of the plan.
+    pub fn head_groups(&self) -> Vec<HeadGroup> {
+        let group = |(at, &(item_type, level, bucket)): (usize, &(u16, u8, usize))| HeadGroup {
+            item_type: TypeId(item_type),
+            level,
+            bucket,
+            record: self.memory.row_groups.add(size_of::<RowGroup>() * at),
+            list: self.memory.list,
+        };
+        self.plan.shape.groups.iter().enumerate().map(group).collect()
+    }
+
+    /// Rows of the plan whose normaliser is the vocabulary.
+    pub fn vocabulary_rows(&self) -> &[u32] {
         &self.plan.vocab_rows
     }
 
     /// Elements that the plan's codebook logits take.
-    pub fn logits_needed(&self) -> u64 {
+    pub fn logits_needed(&self) -> usize {
         self.plan.logits
     }
 
-    /// The sizes of the plan; a captured sequence of launches rounds them up.
-    pub fn bucket(&self) -> SidBucket {
-        let counts = &self.plan.counts;
-        SidBucket {
-            steps: counts.steps,
-            groups: counts.groups,
-            slots: counts.slots,
-            vocab_rows: counts.vocab_rows,
-            general_score: self.plan.general.0,
-            general_select: self.plan.general.1,
-        }
-    }
-
-    /// `[capacity.candidates]` u32: the rows of the plan that make up the input of the products, written by `sid_gather`.
-    pub fn list(&self) -> DevicePtr {
-        self.memory.list
-    }
-
-    /// The `RowGroup` of a head group, written by `sid_gather`: its rows of the products' input, and its first logit.
-    pub fn row_group(&self, group: &HeadGroup) -> DevicePtr {
-        self.memory.row_groups.add(size_of::<RowGroup>() * group.at as usize)
-    }
-
-    /// Enqueues `sid_gather`.
+    /// Enqueues `sid_gather`: fills the lists and `RowGroup`s of [`SidSearches::head_groups`].
     ///
     /// # Errors
     /// The driver's.
-    pub fn enqueue_gather(
-        &self,
-        driver: &mut dyn Driver,
-        bindings: &SidBindings,
-        bucket: &SidBucket,
-        logits: &SidLogits,
-    ) -> Result<()> {
-        if bucket.groups == 0 {
+    pub fn enqueue_gather(&self, driver: &mut dyn Driver, inputs: &SidInputs) -> Result<()> {
+        if self.plan.shape.groups.is_empty() {
             return Ok(());
         }
         let (capacity, memory) = (&self.capacity, &self.memory);
         let args = SidGatherArgs {
-            counts: bindings.counts,
-            steps: bindings.steps,
-            candidates: bindings.candidates,
-            groups: bindings.groups,
+            counts: inputs.counts,
+            steps: inputs.steps,
+            candidates: inputs.candidates,
+            groups: inputs.groups,
             searches: memory.table,
             row_groups: memory.row_groups,
             list: memory.list,
@@ -329,54 +300,50 @@ impl SidSearches {
             max_rows: capacity.rows as u32,
             max_norms: capacity.rows as u32,
             max_keys: capacity.keys as u64,
-            max_logits: logits.capacity,
+            max_logits: inputs.logits_len as u64,
         };
-        driver.run(&launch(self.kernels.gather, bucket.groups, GATHER_THREADS), &args)
+        let groups = self.plan.shape.groups.len() as u32;
+        driver.run(&launch(self.kernels.gather, groups, GATHER_THREADS), &args)
     }
 
-    /// Enqueues `sid_vocab_norm`: `logits` is `[rows, columns]` float32, row `i` that of entry `i` of [`SidSearches::vocab_rows`].
+    /// Enqueues `sid_vocab_norm`: `norms[i] = ln sum exp(logits[i])` for the rows that the `RowGroup` at `group` counts, at most `bucket`;
+    /// `logits` is `[rows, vocab]` float32.
     ///
     /// # Errors
     /// The driver's.
-    pub fn enqueue_vocab_norm(
+    pub fn enqueue_norms(
         &self,
         driver: &mut dyn Driver,
-        bindings: &SidBindings,
-        bucket: &SidBucket,
         logits: DevicePtr,
-        columns: u32,
+        vocab: usize,
+        group: DevicePtr,
+        bucket: usize,
+        norms: DevicePtr,
     ) -> Result<()> {
-        if bucket.vocab_rows == 0 {
+        if bucket == 0 {
             return Ok(());
         }
-        let max_rows = self.capacity.rows as u32;
-        let args =
-            SidNormArgs { counts: bindings.counts, logits, norms: self.memory.norms, columns, max_rows };
-        driver.run(&launch(self.kernels.vocab_norm, bucket.vocab_rows, THREADS), &args)
+        let args = SidNormArgs { group, logits, norms, columns: vocab as u32, max_rows: bucket as u32 };
+        driver.run(&launch(self.kernels.vocab_norm, bucket as u32, THREADS), &args)
     }
 
     /// Enqueues scoring and choosing.
     ///
     /// # Errors
     /// The driver's.
-    pub fn enqueue_step(
-        &self,
-        driver: &mut dyn Driver,
-        bindings: &SidBindings,
-        bucket: &SidBucket,
-        logits: &SidLogits,
-    ) -> Result<()> {
-        if bucket.steps == 0 {
+    pub fn enqueue_step(&self, driver: &mut dyn Driver, inputs: &SidInputs) -> Result<()> {
+        let (capacity, memory, kernels) = (&self.capacity, &self.memory, &self.kernels);
+        let shape = &self.plan.shape;
+        if self.plan.steps.is_empty() {
             return Ok(());
         }
-        let (capacity, memory, kernels) = (&self.capacity, &self.memory, &self.kernels);
         let args = SidStepArgs {
-            counts: bindings.counts,
-            steps: bindings.steps,
+            counts: inputs.counts,
+            steps: inputs.steps,
             searches: memory.table,
             slots: memory.slots,
-            logits: logits.at,
-            norms: memory.norms,
+            logits: inputs.logits,
+            norms: inputs.norms,
             keys: memory.keys,
             entries: memory.entries,
             scores: memory.scores,
@@ -388,38 +355,42 @@ impl SidSearches {
             max_keys: capacity.keys as u64,
             reserved2: 0,
         };
-        driver.run(&launch(kernels.score, bucket.slots, THREADS), &args)?;
-        if bucket.general_score {
-            driver.run(&launch(kernels.score_general, bucket.slots, THREADS), &args)?;
+        if shape.slots > 0 {
+            driver.run(&launch(kernels.score, shape.slots, THREADS), &args)?;
+            if shape.general_score {
+                driver.run(&launch(kernels.score_general, shape.slots, THREADS), &args)?;
+            }
         }
-        driver.run(&launch(kernels.select, bucket.steps, THREADS), &args)?;
-        if bucket.general_select {
-            driver.run(&launch(kernels.select_general, bucket.steps, THREADS), &args)?;
+        driver.run(&launch(kernels.select, shape.steps, THREADS), &args)?;
+        if shape.general_select {
+            driver.run(&launch(kernels.select_general, shape.steps, THREADS), &args)?;
         }
         Ok(())
     }
 
-    /// Where the outcomes of a plan are after its steps, and how many bytes they take: copied out by the caller.
+    /// Where the outcomes of a plan are after its steps, and how many bytes they take.
     pub fn results(&self) -> (DevicePtr, usize) {
         (self.memory.results, size_of::<SidResult>() * self.plan.steps.len())
     }
 
     /// The outcomes, one per step of their plan, from the bytes of [`SidSearches::results`].
-    pub fn outcomes(bytes: &[u8]) -> impl Iterator<Item = SidOutcome> + '_ {
-        bytes.chunks_exact(size_of::<SidResult>()).map(|bytes| {
+    ///
+    /// # Errors
+    /// [`Error::Device`] if these are not whole records.
+    pub fn outcome(&self, bytes: &[u8]) -> Result<Vec<SidOutcome>> {
+        if !bytes.len().is_multiple_of(size_of::<SidResult>()) {
+            return Err(failed(format!("{} bytes of outcomes", bytes.len())));
+        }
+        let outcome = |bytes: &[u8]| {
             let result: SidResult = bytemuck::pod_read_unaligned(bytes);
             SidOutcome { live: result.live, fault: result.fault != 0 }
-        })
+        };
+        Ok(bytes.chunks_exact(size_of::<SidResult>()).map(outcome).collect())
     }
 
-    /// `[capacity.slots]` records of 16 bytes that begin with the float32 normaliser of a row, in the order of the steps' slots (tests).
+    /// `[slots]` records of 16 bytes that begin with the float32 normaliser of a row, in the order of the steps' slots (tests).
     pub fn scores(&self) -> DevicePtr {
         self.memory.scores
-    }
-
-    /// `[capacity.rows]` float32 normalisers over the vocabulary, in the order of [`SidSearches::vocab_rows`] (tests).
-    pub fn norms(&self) -> DevicePtr {
-        self.memory.norms
     }
 }
 
@@ -434,15 +405,14 @@ impl Memory {
             4 * capacity.keys,
             SCORE_BYTES * capacity.slots,
             size_of::<SidResult>() * capacity.steps,
-            4 * capacity.rows,
         ];
         let arena = driver.allocate("SID step", &sizes)?;
-        let &[table, row_groups, list, slots, keys, entries, scores, results, norms] = &arena[..] else {
+        let &[table, row_groups, list, slots, keys, entries, scores, results] = &arena[..] else {
             return Err(failed(format!("{} addresses for {} buffers", arena.len(), sizes.len())));
         };
         driver.fill(table, 0, sizes[0])?;
         driver.fill(slots, 0, sizes[3])?;
-        Ok(Memory { table, row_groups, list, slots, keys, entries, scores, results, norms })
+        Ok(Memory { table, row_groups, list, slots, keys, entries, scores, results })
     }
 }
 

@@ -1,8 +1,8 @@
 //! What a plan asks of the SID step, worked out on the host from bounds alone: which rows may need which codebook.
 
 use super::super::args::NONE;
-use super::super::driver::failed;
-use super::records::{ROW_ROOM, SidCandidate, SidCounts, SidHeadGroup, SidStepRecord};
+use super::super::driver::{DevicePtr, failed};
+use super::records::{ROW_ROOM, SidCandidate, SidHeadGroup, SidStepRecord};
 use super::search::Search;
 use crate::catalog::TypeLayout;
 use crate::device::ops::{self, Normalizer, SegmentKind, SidStep};
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::ids::{SearchId, TypeId};
 
 /// Logits of a group begin at a multiple of this.
-const ALIGN: u64 = 64;
+const ALIGN: usize = 64;
 
 /// How much a plan may ask for.
 #[derive(Clone, Copy, Debug)]
@@ -38,26 +38,42 @@ pub struct HeadGroup {
     pub item_type: TypeId,
     /// Its level.
     pub level: u8,
-    /// Codes: columns of the product.
-    pub codes: u32,
-    /// Most rows.
-    pub rows: u32,
-    /// Place among the `RowGroup`s.
-    pub at: u32,
+    /// Most rows, rounded up: what grids are made for.
+    pub bucket: usize,
+    /// The `RowGroup` that `sid_gather` writes: rows of the product's input, and where the first logit goes.
+    pub record: DevicePtr,
+    /// `[input rows]` u32: the row of the plan that each row of the input comes from.
+    pub list: DevicePtr,
+}
+
+/// All that launches of a plan's steps depend on: plans of one shape can share a graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SidShape {
+    /// Blocks that choose.
+    pub steps: u32,
+    /// Blocks that score.
+    pub slots: u32,
+    /// Type, level and bucket of each codebook product.
+    pub groups: Vec<(u16, u8, usize)>,
+    /// Whether `sid_score_general` runs.
+    pub general_score: bool,
+    /// Whether `sid_select_general` runs.
+    pub general_select: bool,
 }
 
 /// The records of one plan; its memory is reused.
 #[derive(Default)]
 pub(super) struct SidPlan {
-    pub counts: SidCounts,
+    /// Differs from plan to plan.
+    epoch: u32,
+    /// Rows to score.
+    pub slots: u32,
     pub steps: Vec<SidStepRecord>,
     pub candidates: Vec<SidCandidate>,
     pub records: Vec<SidHeadGroup>,
-    pub groups: Vec<HeadGroup>,
+    pub shape: SidShape,
     pub vocab_rows: Vec<u32>,
-    pub logits: u64,
-    /// Whether a row takes the general road of scoring, and a search that of choosing.
-    pub general: (bool, bool),
+    pub logits: usize,
     /// Per type, its first level's place among all levels.
     levels_before: Vec<usize>,
     /// Per level of the layout: candidates, then where the next goes.
@@ -113,14 +129,14 @@ impl SidPlan {
         self.steps.clear();
         self.candidates.clear();
         self.records.clear();
-        self.groups.clear();
         self.vocab_rows.clear();
         self.fill.clear();
         self.fill.resize(self.levels(), 0);
-        self.general = (false, false);
+        self.shape.groups.clear();
+        (self.shape.general_score, self.shape.general_select) = (false, false);
         self.logits = 0;
-        let epoch = self.counts.epoch % (u32::MAX - 1) + 1;
-        self.counts = SidCounts { epoch, ..SidCounts::default() };
+        self.epoch = self.epoch % (u32::MAX - 1) + 1;
+        self.slots = 0;
     }
 
     fn place(&self, item_type: TypeId, level: usize) -> usize {
@@ -157,13 +173,12 @@ impl SidPlan {
                     candidates: count as u32,
                     list_first: first as u32,
                     rows: count as u32,
-                    out: self.logits,
+                    out: self.logits as u64,
                     codebook: codes,
-                    reserved: 0,
+                    epoch: self.epoch,
                 });
-                let at = self.groups.len() as u32;
-                self.groups.push(HeadGroup { item_type, level: level as u8, codes, rows: count as u32, at });
-                self.logits += (count as u64 * u64::from(codes)).next_multiple_of(ALIGN);
+                self.shape.groups.push((item_type.0, level as u8, count.next_power_of_two()));
+                self.logits += (count * codes as usize).next_multiple_of(ALIGN);
                 first += count;
             }
         }
@@ -184,8 +199,9 @@ impl SidPlan {
             _ => NONE,
         };
         let grouped = spec.groups > 1;
-        self.general.0 |= !grouped && (spec.normalizer == Normalizer::Valid || spec.sampling.is_some());
-        self.general.1 |= grouped || spec.max_per_prefix.is_some();
+        self.shape.general_score |=
+            !grouped && (spec.normalizer == Normalizer::Valid || spec.sampling.is_some());
+        self.shape.general_select |= grouped || spec.max_per_prefix.is_some();
         let (slot_first, keys_first) = match self.steps.last() {
             Some(last) => (last.slot_first + last.slots, last.keys_first + last.slots * last.room),
             None => (0, 0),
@@ -199,7 +215,7 @@ impl SidPlan {
             keys_first,
             room: room.min(ROW_ROOM),
             norm_first,
-            reserved: 0,
+            epoch: self.epoch,
         });
     }
 
@@ -237,11 +253,9 @@ impl SidPlan {
                 return Err(failed(format!("a plan with {needed} {what}, at most {room}")));
             }
         }
-        self.counts.steps = self.steps.len() as u32;
-        self.counts.candidates = self.candidates.len() as u32;
-        self.counts.groups = self.records.len() as u32;
-        self.counts.slots = slots as u32;
-        self.counts.vocab_rows = self.vocab_rows.len() as u32;
+        self.slots = slots as u32;
+        self.shape.slots = self.slots.next_power_of_two();
+        self.shape.steps = (self.steps.len() as u32).next_power_of_two();
         Ok(())
     }
 }

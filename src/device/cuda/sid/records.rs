@@ -1,7 +1,5 @@
 //! The records of `kernels/sid.cuh`, field by field.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::super::args::{BEAM_VIEW_BYTES, MAX_LEVELS, mirrored};
 use super::super::driver::DevicePtr;
 
@@ -158,23 +156,6 @@ mirrored! {
         /// Width of each level.
         widths: [u32; MAX_LEVELS],
     }
-    /// Lengths of a plan's SID arrays.
-    SidCounts [32] {
-        /// Steps.
-        steps: u32,
-        /// Candidates.
-        candidates: u32,
-        /// Head groups.
-        groups: u32,
-        /// Slots.
-        slots: u32,
-        /// Rows normalised over the vocabulary.
-        vocab_rows: u32,
-        /// Differs from plan to plan.
-        epoch: u32,
-        /// Zero.
-        reserved: [u32; 2],
-    }
     /// A search to advance by one level.
     SidStepRecord [32] {
         /// The search.
@@ -191,8 +172,8 @@ mirrored! {
         room: u32,
         /// First vocabulary normaliser, or none.
         norm_first: u32,
-        /// Zero.
-        reserved: u32,
+        /// Differs from plan to plan.
+        epoch: u32,
     }
     /// A row that may need a codebook.
     SidCandidate [16] {
@@ -219,8 +200,8 @@ mirrored! {
         out: u64,
         /// Codes.
         codebook: u32,
-        /// Zero.
-        reserved: u32,
+        /// As the steps'.
+        epoch: u32,
     }
     /// What a search is after a step.
     SidResult [8] {
@@ -305,8 +286,8 @@ mirrored! {
     }
     /// Arguments of `sid_vocab_norm`.
     SidNormArgs [32] {
-        /// Lengths.
-        counts: DevicePtr,
+        /// `RowGroup`: how many rows.
+        group: DevicePtr,
         /// `[rows, columns]`.
         logits: DevicePtr,
         /// `[rows]`.

@@ -28,7 +28,7 @@ pub(super) struct Stores {
 }
 
 /// Where the parts of a search lie behind its beginning, in bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Parts {
     types: usize,
     lens: [usize; 2],

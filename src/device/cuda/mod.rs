@@ -4,5 +4,7 @@ pub mod args;
 pub mod driver;
 #[cfg(feature = "emulated")]
 pub mod emulated;
+pub mod norm;
+pub mod products;
 #[cfg(feature = "cuda")]
 pub mod real;

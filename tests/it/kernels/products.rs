@@ -1,6 +1,7 @@
 //! Matrix products: every variant against float64, over odd shapes, with everything around the operands poisoned.
 
-mod case;
+pub mod case;
+pub mod drivers;
 
 use case::{Case, Placed, Values, rounded, run, unit};
 use sidereal::device::cuda::args::RowGroup;
@@ -8,7 +9,7 @@ use sidereal::device::cuda::driver::Driver;
 use sidereal::device::cuda::products::{Epilogue, Product, Products, Variant};
 use sidereal::device::ops::DType;
 
-use super::{for_each_driver, one_driver};
+use drivers::{for_each_driver, one_driver};
 
 const ROWS: [usize; 12] = [1, 2, 7, 8, 9, 16, 17, 31, 33, 64, 65, 130];
 const NS: [usize; 11] = [8, 16, 24, 40, 64, 72, 127, 136, 160, 264, 300];
@@ -59,10 +60,214 @@ fn integers_are_exact() {
                     let expected = case.expected(&inputs).0;
                     for (at, (got, want)) in results.iter().zip(&expected).enumerate() {
                         let want = rounded(case.out_type(), *want as f32);
-                        assert_eq!(*got, want, "{variant:?} {case:?}: row {}, column {}", at / case.width(), at % case.width());
+                        assert_eq!(
+                            *got,
+                            want,
+                            "{variant:?} {case:?}: row {}, column {}",
+                            at / case.width(),
+                            at % case.width()
+                        );
                     }
                 }
             }
         }
+    });
+}
+
+/// What decides whether a value is right: one rounding, the products' own sums, and a norm's elements that lie at the edge of
+/// two roundings.
+fn tolerance(case: &Case, want: f64, size: f64) -> f64 {
+    let normed = if case.norm { unit(case.dtype) * size * 0.05 } else { 0.0 };
+    unit(case.out_type()) * want.abs() * 1.01 + 1e-6 * size + normed + 1e-7
+}
+
+fn check(case: &Case, expected: &(Vec<f64>, Vec<f64>), results: &[f32], what: Variant) {
+    assert_eq!(results.len(), expected.0.len());
+    for (at, (got, (want, size))) in results.iter().zip(expected.0.iter().zip(&expected.1)).enumerate() {
+        let error = (f64::from(*got) - want).abs();
+        let (row, column) = (at / case.width(), at % case.width());
+        let allowed = tolerance(case, *want, *size);
+        assert!(
+            error <= allowed,
+            "{what:?} {case:?}: row {row}, column {column}: {got}, expected {want} within {allowed}"
+        );
+    }
+}
+
+#[test]
+fn results_match_float64() {
+    one_driver(|driver| {
+        for dtype in DTYPES {
+            let mut products = products(driver, dtype, false);
+            let variants = products.variants();
+            for (seed, case) in grid(dtype).into_iter().enumerate() {
+                let case = Case { norm: seed % 3 == 1, ..case };
+                let inputs = case.inputs(seed as u64 + 100);
+                let expected = case.expected(&inputs);
+                for variant in &variants {
+                    let results = run(driver, &mut products, &case, &inputs, Some(*variant));
+                    check(&case, &expected, &results, *variant);
+                }
+            }
+        }
+    });
+}
+
+/// A row's bits in reproducible mode: alone, or first or last of any number of rows, with and without a norm before.
+#[test]
+fn a_row_alone_is_the_row_in_a_batch() {
+    for_each_driver(|driver| {
+        for (dtype, norm, epilogue) in [
+            (DType::Bf16, true, Epilogue::Gated),
+            (DType::F16, false, Epilogue::Residual),
+            (DType::F16, true, Epilogue::Float),
+        ] {
+            let mut products = products(driver, dtype, true);
+            let batch = Case { norm, ..Case::new(dtype, 70, 40, 1000, epilogue) };
+            let inputs = batch.inputs(5);
+            let together = run(driver, &mut products, &batch, &inputs, None);
+            for (from, rows) in [(0, 1), (69, 1), (3, 2), (60, 8), (31, 9), (50, 16), (5, 17), (7, 33)] {
+                let case = Case { rows, ..batch.clone() };
+                let mut some = inputs.clone();
+                let width = batch.width();
+                some.x = inputs.x[from * batch.k..(from + rows) * batch.k].to_vec();
+                some.before = inputs.before[from * width..(from + rows) * width].to_vec();
+                let alone = run(driver, &mut products, &case, &some, None);
+                assert!(
+                    alone == together[from * width..(from + rows) * width],
+                    "{dtype}: {rows} rows from {from}"
+                );
+            }
+        }
+    });
+}
+
+/// Twice the same bits, by every variant.
+#[test]
+fn a_product_repeats() {
+    one_driver(|driver| {
+        let mut products = products(driver, DType::Bf16, false);
+        for variant in products.variants() {
+            let case =
+                Case { norm: true, bias: true, ..Case::new(DType::Bf16, 65, 136, 520, Epilogue::Float) };
+            let inputs = case.inputs(9);
+            let first = run(driver, &mut products, &case, &inputs, Some(variant));
+            assert!(first == run(driver, &mut products, &case, &inputs, Some(variant)), "{variant:?}");
+        }
+    });
+}
+
+/// Groups of any content: nothing faults, and nothing is written outside of `out`, nor more than the group has a right to.
+#[test]
+fn hostile_groups_do_no_harm() {
+    one_driver(|driver| {
+        let mut values = Values(77);
+        let mut products = products(driver, DType::Bf16, false);
+        for variant in products.variants() {
+            for epilogue in EPILOGUES {
+                let case = Case { norm: true, gap: 1, ..Case::new(DType::Bf16, 20, 40, 72, epilogue) };
+                let inputs = case.inputs(3);
+                let placed = Placed::new(driver, &products, &case, &inputs);
+                for round in 0..12 {
+                    let small = |bits: u64| if bits % 2 == 0 { bits >> 59 } else { bits >> 32 };
+                    let out = values.bits() >> [0, 32, 54, 58][round % 4];
+                    let group = RowGroup {
+                        first: small(values.bits()) as u32,
+                        rows: small(values.bits()) as u32,
+                        out,
+                    };
+                    driver.upload(placed.group, bytemuck::bytes_of(&group)).unwrap();
+                    products.enqueue_as(driver, &placed.product(), variant).unwrap();
+                    driver
+                        .synchronize()
+                        .unwrap_or_else(|e| panic!("{variant:?} {epilogue:?} {group:?}: {e}"));
+                }
+                placed.free(driver);
+            }
+        }
+    });
+}
+
+/// An empty group, and no room for the last row: nothing but the rows that fit is written.
+#[test]
+fn rows_without_room_are_left_out() {
+    one_driver(|driver| {
+        let mut products = products(driver, DType::F16, false);
+        for variant in products.variants() {
+            let case = Case { integers: true, ..Case::new(DType::F16, 9, 24, 64, Epilogue::Store) };
+            let placed = Placed::new(driver, &products, &case, &case.inputs(1));
+            let empty = RowGroup { first: 0, rows: 0, out: 0 };
+            let whole = RowGroup { rows: 9, ..empty };
+            driver.upload(placed.group, bytemuck::bytes_of(&empty)).unwrap();
+            products.enqueue_as(driver, &placed.product(), variant).unwrap();
+            assert!(
+                placed.read(driver).iter().all(|&b| b == 0xff),
+                "{variant:?} wrote rows of an empty group"
+            );
+            driver.upload(placed.group, bytemuck::bytes_of(&whole)).unwrap();
+            products.enqueue_as(driver, &Product { max_out: 7, ..placed.product() }, variant).unwrap();
+            let bytes = placed.read(driver);
+            assert!(bytes[7 * 24 * 2..].iter().all(|&b| b == 0xff), "{variant:?} wrote beyond its room");
+            assert!(
+                bytes[..7 * 24 * 2].chunks(2).all(|b| b != [0xff, 0xff]),
+                "{variant:?} left out rows that fit"
+            );
+            placed.free(driver);
+        }
+    });
+}
+
+#[test]
+fn rows_of_a_matrix_are_a_matrix() {
+    one_driver(|driver| {
+        let mut products = products(driver, DType::Bf16, false);
+        let whole = Case { integers: true, ..Case::new(DType::Bf16, 33, 90, 72, Epilogue::Float) };
+        let part = Case { n: 37, ..whole.clone() };
+        let inputs = whole.inputs(2);
+        let mut some = inputs.clone();
+        some.w = inputs.w[29 * 72..66 * 72].to_vec();
+        let expected = part.expected(&some).0;
+        for variant in products.variants() {
+            let placed = Placed::new(driver, &products, &whole, &inputs);
+            let w = products.rows_of(driver, &placed.w, 29, 37).unwrap();
+            let product = Product { w: &w, ..placed.product() };
+            products.enqueue_as(driver, &product, variant).unwrap();
+            let out: Vec<f32> = case::decode(DType::F32, &placed.read(driver));
+            for (r, want) in expected.chunks(37).enumerate() {
+                let got: Vec<f64> = out[r * 90..r * 90 + 37].iter().map(|&v| f64::from(v)).collect();
+                assert_eq!(got, want, "{variant:?}: row {r}");
+                assert!(
+                    out[r * 90 + 37..(r + 1) * 90].iter().all(|v| v.to_bits() == u32::MAX),
+                    "{variant:?}: row {r}"
+                );
+            }
+            placed.free(driver);
+        }
+        let whole = products.matrix(driver, sidereal::device::cuda::driver::DevicePtr(256), 90, 72).unwrap();
+        let error = products.rows_of(driver, &whole, 80, 11).unwrap_err().to_string();
+        assert!(error.contains("80..91") && error.contains("90 rows"), "{error}");
+    });
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_errors() {
+    one_driver(|driver| {
+        let mut products = products(driver, DType::Bf16, false);
+        let at = sidereal::device::cuda::driver::DevicePtr(4096);
+        let error = products.matrix(driver, at, 16, 12).unwrap_err().to_string();
+        assert!(error.contains("[16, 12]") && error.contains("multiple of 8"), "{error}");
+        assert!(products.matrix(driver, at.add(8), 16, 16).is_err());
+        let case = Case::new(DType::Bf16, 4, 16, 64, Epilogue::Gated);
+        let placed = Placed::new(driver, &products, &case, &case.inputs(1));
+        let other = products.matrix(driver, at, 16, 72).unwrap();
+        let mut refused = |product: Product| products.enqueue(driver, &product).unwrap_err().to_string();
+        let error = refused(Product { w: &other, ..placed.product() });
+        assert!(error.contains("64") && error.contains("72"), "{error}");
+        let error = refused(Product { bias: Some(placed.out), ..placed.product() });
+        assert!(error.contains("gated") && error.contains("bias"), "{error}");
+        let error = refused(Product { ld_out: 7, ..placed.product() });
+        assert!(error.contains('8') && error.contains('7'), "{error}");
+        let error = Products::new(driver, DType::F32, 64, 1, false).err().unwrap().to_string();
+        assert!(error.contains("f32"), "{error}");
     });
 }

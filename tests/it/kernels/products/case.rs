@@ -176,7 +176,8 @@ impl Case {
     fn normed(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
         let mean = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / x.len() as f64;
         let scale = 1.0 / (mean + f64::from(EPS)).sqrt();
-        let product = |(v, w): (&f32, &f32)| rounded(self.dtype, (f64::from(*v) * scale * f64::from(*w)) as f32);
+        let product =
+            |(v, w): (&f32, &f32)| rounded(self.dtype, (f64::from(*v) * scale * f64::from(*w)) as f32);
         x.iter().zip(weight).map(product).collect()
     }
 }

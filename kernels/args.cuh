@@ -137,6 +137,12 @@ ARGS_SIZE(NormArgs, 64);
 
 // ------------------------------------------------------------------------------------------------------------- products
 
+// A matrix in global memory as the copy engine sees it; made by the driver, and part of an argument struct.
+struct alignas(64) TensorMap {
+  uint64_t words[16];
+};
+static_assert(sizeof(TensorMap) == 128);
+
 // What becomes of a product: rounded and stored; stored as float; added to `out`, which is the residual stream; or, with the gate's rows of W
 // before the up projection's, out[j] = silu(gate_j) * up_j.
 constexpr uint32_t EPILOGUE_STORE = 0, EPILOGUE_FLOAT = 1, EPILOGUE_RESIDUAL = 2, EPILOGUE_GATED = 3;
@@ -162,9 +168,9 @@ struct ProductArgs {
 ARGS_SIZE(ProductArgs, 96);
 
 // A product whose operands arrive by bulk copies. The descriptors come first: they are 64-byte aligned.
-struct alignas(64) BulkProductArgs {
-    uint64_t x_map[16];        // x [max_rows, k] in boxes of 64 rows
-    uint64_t w_map[16];        // W [n, k] in boxes of w_box rows
+struct BulkProductArgs {
+    TensorMap x_map;           // x [max_rows, k] in boxes of 64 rows
+    TensorMap w_map;           // W [n, k] in boxes of w_box rows
     ProductArgs product;
     uint32_t w_box;
     uint32_t reserved[7];
@@ -235,3 +241,21 @@ struct ProbeArgs {
   float scale, offset;
 };
 ARGS_SIZE(ProbeArgs, 32);
+
+// kernels/checks.cu: each kernel says what it reads and writes
+struct CheckArgs {
+  uint64_t in, in2;
+  uint64_t out, out2;
+  uint64_t n;
+  uint32_t mode, unused;
+};
+static_assert(sizeof(CheckArgs) == 48);
+
+// kernels/checks.cu: out [64, N] = a [64, k] b [N, k]^T
+struct CheckProductArgs {
+  TensorMap a, b;
+  uint64_t out;  // float [64, N]
+  uint64_t k;
+  uint64_t unused[6];
+};
+static_assert(sizeof(CheckProductArgs) == 320);

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::driver::DevicePtr;
+use super::driver::{DevicePtr, TensorMap};
 
 /// Tokens of a cache block.
 pub const BLOCK_TOKENS: usize = crate::kv::BLOCK_TOKENS;
@@ -280,3 +280,41 @@ mirrored! {
         offset: f32,
     }
 }
+
+/// `check_*`: each kernel of `kernels/checks.cu` says what it reads and writes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct CheckArgs {
+    /// First input.
+    pub input: DevicePtr,
+    /// Second input.
+    pub input2: DevicePtr,
+    /// First output.
+    pub output: DevicePtr,
+    /// Second output.
+    pub output2: DevicePtr,
+    /// Elements.
+    pub n: u64,
+    /// Variant.
+    pub mode: u32,
+    /// Zero.
+    pub unused: u32,
+}
+const _: () = assert!(size_of::<CheckArgs>() == 48);
+
+/// `check_wgmma_*`: `output [64, N] = a [64, k] b [N, k]^T`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct CheckProductArgs {
+    /// `[64, k]`, boxes of 64 rows.
+    pub a: TensorMap,
+    /// `[N, k]`, boxes of N rows.
+    pub b: TensorMap,
+    /// float `[64, N]`
+    pub output: DevicePtr,
+    /// Length of the sums.
+    pub k: u64,
+    /// Zero.
+    pub unused: [u64; 6],
+}
+const _: () = assert!(size_of::<CheckProductArgs>() == 320);

@@ -5,7 +5,7 @@ use sidereal::device::cuda::driver::{DevicePtr, Driver};
 use sidereal::device::cuda::norm::{Norm, NormRows, RmsNorm};
 use sidereal::device::ops::DType;
 
-use super::products::case::{EPS, Values, decode, encode, unit};
+use super::products::case::{EPS, Values, decode, encode, rounded, unit};
 use super::products::drivers::{for_each_driver, one_driver};
 
 /// `[rows of x, hidden]` in device memory, with room for `max_out` rows of results, which are 0xff.
@@ -23,9 +23,9 @@ impl Placed {
         let mut values = Values((hidden * max_rows) as u64);
         let mut x = values.reals(dtype, max_rows * hidden);
         // Rows of very different size: a norm taken of another row would show.
-        x.chunks_mut(hidden)
-            .enumerate()
-            .for_each(|(r, x)| x.iter_mut().for_each(|v| *v *= 2f32.powi(r as i32 % 5 * 2 - 4)));
+        for (r, x) in x.chunks_mut(hidden).enumerate() {
+            x.iter_mut().for_each(|v| *v = rounded(dtype, *v * 2f32.powi(r as i32 % 5 * 2 - 4)));
+        }
         let weight = values.reals(DType::F32, hidden);
         let sizes =
             [max_rows * hidden * 2, hidden * 4, max_out * hidden * 2, max_out * 4, size_of::<RowGroup>()];

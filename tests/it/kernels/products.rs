@@ -243,8 +243,8 @@ fn rows_of_a_matrix_are_a_matrix() {
             }
             placed.free(driver);
         }
-        let whole = products.matrix(driver, sidereal::device::cuda::driver::DevicePtr(256), 90, 72).unwrap();
-        let error = products.rows_of(driver, &whole, 80, 11).unwrap_err().to_string();
+        let placed = Placed::new(driver, &products, &whole, &inputs);
+        let error = products.rows_of(driver, &placed.w, 80, 11).unwrap_err().to_string();
         assert!(error.contains("80..91") && error.contains("90 rows"), "{error}");
     });
 }
@@ -253,13 +253,13 @@ fn rows_of_a_matrix_are_a_matrix() {
 fn sizes_that_do_not_fit_are_errors() {
     one_driver(|driver| {
         let mut products = products(driver, DType::Bf16, false);
-        let at = sidereal::device::cuda::driver::DevicePtr(4096);
+        let case = Case::new(DType::Bf16, 4, 16, 64, Epilogue::Gated);
+        let placed = Placed::new(driver, &products, &case, &case.inputs(1));
+        let at = placed.w.ptr();
         let error = products.matrix(driver, at, 16, 12).unwrap_err().to_string();
         assert!(error.contains("[16, 12]") && error.contains("multiple of 8"), "{error}");
         assert!(products.matrix(driver, at.add(8), 16, 16).is_err());
-        let case = Case::new(DType::Bf16, 4, 16, 64, Epilogue::Gated);
-        let placed = Placed::new(driver, &products, &case, &case.inputs(1));
-        let other = products.matrix(driver, at, 16, 72).unwrap();
+        let other = products.matrix(driver, at, 8, 72).unwrap();
         let mut refused = |product: Product| products.enqueue(driver, &product).unwrap_err().to_string();
         let error = refused(Product { w: &other, ..placed.product() });
         assert!(error.contains("64") && error.contains("72"), "{error}");

@@ -18,12 +18,12 @@ pub fn rounded(dtype: DType, value: f32) -> f32 {
     }
 }
 
-/// Half a unit in the last place of `dtype`, of 1.
+/// The largest relative error of rounding to `dtype`.
 pub fn unit(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => 2f64.powi(-24),
-        DType::Bf16 => 2f64.powi(-9),
-        DType::F16 => 2f64.powi(-12),
+        DType::Bf16 => 2f64.powi(-8),
+        DType::F16 => 2f64.powi(-11),
     }
 }
 

@@ -271,3 +271,53 @@ fn sizes_that_do_not_fit_are_errors() {
         assert!(error.contains("f32"), "{error}");
     });
 }
+
+/// The tiles that fill 132 multiprocessors with the fewest bytes, on either path.
+#[cfg(feature = "emulated")]
+#[test]
+fn tiles_follow_from_the_shape() {
+    use sidereal::device::cuda::emulated::{EmulatedDriver, EmulatedOptions};
+    let options = EmulatedOptions { multiprocessors: 132, ..EmulatedOptions::default() };
+    let driver: &mut dyn Driver = &mut EmulatedDriver::new(options).unwrap();
+    let buffers = driver.allocate("test", &[1024 * 16, 24576 * 16]).unwrap();
+    for (reproducible, bucket, n, epilogue, variant) in [
+        (false, 1, 4096, Epilogue::Store, Variant::Skinny),
+        (false, 32, 4096, Epilogue::Store, Variant::Skinny),
+        (false, 33, 4096, Epilogue::Store, Variant::Bulk64x128),
+        (false, 256, 2048, Epilogue::Residual, Variant::Bulk64x128),
+        (false, 256, 4096, Epilogue::Residual, Variant::Bulk64x128),
+        (false, 256, 24576, Epilogue::Gated, Variant::Bulk128x256),
+        (false, 1000, 2048, Epilogue::Residual, Variant::Bulk128x128),
+        (false, 1000, 4096, Epilogue::Float, Variant::Bulk128x256),
+        (false, 1000, 24576, Epilogue::Gated, Variant::Bulk128x256),
+        (true, 1000, 4096, Epilogue::Float, Variant::Skinny),
+    ] {
+        let products = products(driver, DType::Bf16, reproducible);
+        let w = products.matrix(driver, buffers[1], n, 8).unwrap();
+        let x = products.activations(driver, buffers[0], 1024, 8).unwrap();
+        let (out, group, ld_out, max_out) = (buffers[0], buffers[0], n, 1024);
+        let product =
+            Product { x: &x, norm: None, w: &w, bias: None, epilogue, out, ld_out, group, bucket, max_out };
+        assert_eq!(products.choose(&product), variant, "{bucket} rows, n {n}, {epilogue:?}");
+    }
+}
+
+/// A slice of a head: many columns, an odd number of them, float32 results one after the other.
+#[test]
+fn logits_of_a_slice() {
+    one_driver(|driver| {
+        for n in [4400, 4399] {
+            let mut products = products(driver, DType::Bf16, false);
+            let case =
+                Case { integers: true, offset: 3, ..Case::new(DType::Bf16, 3, n, 48, Epilogue::Float) };
+            let inputs = case.inputs(4);
+            let expected: Vec<f32> = case.expected(&inputs).0.iter().map(|&v| v as f32).collect();
+            for variant in products.variants() {
+                assert!(
+                    run(driver, &mut products, &case, &inputs, Some(variant)) == expected,
+                    "{variant:?}, n {n}"
+                );
+            }
+        }
+    });
+}

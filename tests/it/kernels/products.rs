@@ -169,7 +169,7 @@ fn hostile_groups_do_no_harm() {
                 let inputs = case.inputs(3);
                 let placed = Placed::new(driver, &products, &case, &inputs);
                 for round in 0..12 {
-                    let small = |bits: u64| if bits % 2 == 0 { bits >> 59 } else { bits >> 32 };
+                    let small = |bits: u64| if bits.is_multiple_of(2) { bits >> 59 } else { bits >> 32 };
                     let out = values.bits() >> [0, 32, 54, 58][round % 4];
                     let group = RowGroup {
                         first: small(values.bits()) as u32,
@@ -198,13 +198,21 @@ fn rows_without_room_are_left_out() {
             let placed = Placed::new(driver, &products, &case, &case.inputs(1));
             let empty = RowGroup { first: 0, rows: 0, out: 0 };
             let whole = RowGroup { rows: 9, ..empty };
-            driver.upload(placed.group, bytemuck::bytes_of(&empty)).unwrap();
-            products.enqueue_as(driver, &placed.product(), variant).unwrap();
-            assert!(
-                placed.read(driver).iter().all(|&b| b == 0xff),
-                "{variant:?} wrote rows of an empty group"
-            );
+            for group in [empty, RowGroup { out: u64::MAX - 30, ..whole }] {
+                driver.upload(placed.group, bytemuck::bytes_of(&group)).unwrap();
+                products.enqueue_as(driver, &placed.product(), variant).unwrap();
+                assert!(
+                    placed.read(driver).iter().all(|&b| b == 0xff),
+                    "{variant:?} wrote rows of {group:?}"
+                );
+            }
             driver.upload(placed.group, bytemuck::bytes_of(&whole)).unwrap();
+            products.enqueue_as(driver, &Product { bucket: 5, ..placed.product() }, variant).unwrap();
+            let bytes = placed.read(driver);
+            assert!(
+                bytes[5 * 24 * 2..].iter().all(|&b| b == 0xff),
+                "{variant:?} wrote rows beyond the bucket"
+            );
             products.enqueue_as(driver, &Product { max_out: 7, ..placed.product() }, variant).unwrap();
             let bytes = placed.read(driver);
             assert!(bytes[7 * 24 * 2..].iter().all(|&b| b == 0xff), "{variant:?} wrote beyond its room");

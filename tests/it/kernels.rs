@@ -3,6 +3,8 @@
 mod checks;
 #[cfg(feature = "emulated")]
 mod emulator;
+mod norm;
+mod products;
 
 use bytemuck::Pod;
 use sidereal::device::cuda::driver::{DevicePtr, Driver};

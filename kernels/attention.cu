@@ -317,8 +317,7 @@ DEVICE_INLINE void narrow_tile(const AttentionArgs& a, const Tile& t, T* ring, f
 #pragma unroll
     for (uint32_t i = 0; i < PORTIONS; i++) {
         const uint32_t line = (threadIdx.x + i * THREADS) / S::CHUNKS, chunk = (threadIdx.x + i * THREADS) % S::CHUNKS;
-        // Nobody reads a partial result in which the row sees nothing.
-        if (ranges[i].begin < ranges[i].end) put<T, HD>(a, t, line, chunk, portions[i].of_total, portions[i].total);
+        if (line < t.lines) put<T, HD>(a, t, line, chunk, portions[i].of_total, portions[i].total);
     }
 }
 
@@ -466,7 +465,6 @@ DEVICE_INLINE void wide_tile(const AttentionArgs& a, const Tile& t, T* stages, u
     __syncwarp();   // the warp's lines are in shared memory
     for (uint32_t i = lane; i < mine * S::CHUNKS; i += 32) {
         const uint32_t line = i / S::CHUNKS, chunk = i % S::CHUNKS;
-        if (stats[line].y == 0.0f) continue;   // nobody reads a partial result in which the row sees nothing
         const float4* const from = reinterpret_cast<const float4*>(sums + line * S::STRIDE + chunk * 8);
         const float4 low = from[0], high = from[1];
         const float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};

@@ -147,7 +147,7 @@ fn a_captured_layer_reads_the_plan_of_its_step() {
     let limits = AttentionLimits { max_items: 64, ..Case::new(MODEL, &[causal(1, 0)]).limits() };
     let small = Case::new(MODEL, &[causal(1, 20)]);
     let case = Case::new(MODEL, &[causal(20, 30), causal(1, 300), beams(3, 40, 1, 2)]);
-    let mut device = OnDevice::new(&case, &mut *driver, &limits);
+    let device = OnDevice::new(&case, &mut *driver, &limits);
     let kernels = Attention::new(&mut *driver, MODEL.dtype, case.shape(&limits)).unwrap();
     let bucket = AttentionBucket { narrow: 8, wide: 8, joined_rows: 32 };
     driver.begin_capture().unwrap();
@@ -194,7 +194,7 @@ fn no_record_leads_out_of_bounds() {
         plan.build(&case.plan, &limits, |search| device.view(search.0)).unwrap();
         for (i, s) in plan.segments.iter_mut().enumerate() {
             let beams = if i % 2 == 1 { device.view(1) } else { Default::default() };
-            *s = *bytemuck::from_bytes(cast_slice(&lies(seed * 100 + i as u32, 16)));
+            *s = bytemuck::pod_read_unaligned(cast_slice(&lies(seed * 100 + i as u32, 16)));
             s.beams = beams;
             if seed % 2 == 0 {
                 s.kind = u32::from(beams.0 != 0);
@@ -221,8 +221,7 @@ fn no_record_leads_out_of_bounds() {
         let kernels = Attention::new(&mut *driver, model.dtype, case.shape(&limits)).unwrap();
         let bucket = AttentionBucket { narrow: 12, wide: 12, joined_rows: 40 };
         kernels.enqueue(&mut *driver, b, &device.layer, &bucket).unwrap();
-        let mut device = device;
-        device.out(&mut *driver, &case);
+        device.free(&mut *driver);
     }
 }
 

@@ -249,6 +249,6 @@ fn neither_slots_nor_counts_lead_out_of_bounds() {
         };
         case.rows = (0..5).map(|i| (hash([seed, i, 1, 0, 0]), slot(i))).collect();
         let results = case.run(&mut *driver, 9, counts(hash([seed, 0, 0, 0, 0]) as usize));
-        assert!(results.k.iter().chain(&results.v).all(|&bits| bits == 0xffff) || seed % 3 == 0);
+        assert!(results.k.iter().chain(&results.v).all(|&bits| bits == 0xffff));
     }
 }

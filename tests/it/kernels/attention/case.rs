@@ -280,7 +280,7 @@ impl Case {
 
     /// Attention's result, `[rows, heads, head_dim]`.
     pub fn run(&self, driver: &mut dyn Driver, limits: &AttentionLimits) -> Vec<u16> {
-        let mut device = OnDevice::new(self, driver, limits);
+        let device = OnDevice::new(self, driver, limits);
         let mut plan = AttentionPlan::default();
         plan.build(&self.plan, limits, |search| device.view(search.0)).unwrap();
         device.put(driver, &plan);
@@ -396,13 +396,21 @@ impl OnDevice {
     }
 
     /// Downloads the result, sees to it that the row after the last is untouched, and frees everything.
-    pub fn out(&mut self, driver: &mut dyn Driver, case: &Case) -> Vec<u16> {
+    pub fn out(&self, driver: &mut dyn Driver, case: &Case) -> Vec<u16> {
         let elements = case.query.len() + case.model.heads() * case.model.head_dim;
         let bytes = driver.download(self.buffers.out, elements * 2).unwrap();
-        driver.free(self.first).unwrap();
+        self.free(driver);
         let mut out: Vec<u16> = bytemuck::allocation::pod_collect_to_vec(&bytes);
         assert!(out.split_off(case.query.len()).iter().all(|&bits| bits == POISON), "a row beyond the last");
         out
+    }
+}
+
+impl OnDevice {
+    /// Waits, and frees everything.
+    pub fn free(&self, driver: &mut dyn Driver) {
+        driver.synchronize().unwrap();
+        driver.free(self.first).unwrap();
     }
 }
 

@@ -1,10 +1,12 @@
 //! Kernel-level tests: each family of kernels against its reference, on every driver there is.
 
+mod attention;
 mod checks;
 #[cfg(feature = "emulated")]
 mod emulator;
 mod norm;
 mod products;
+mod rope;
 
 use bytemuck::Pod;
 use sidereal::device::cuda::driver::{DevicePtr, Driver};

@@ -63,7 +63,7 @@ fn on_a_fake_machine() {
         }
         "other" => {
             let error = refused("Fake GPU has compute capability 12.0, and this build holds code for");
-            assert_eq!(devices().unwrap()[0].unusable, Some(error));
+            assert!(error.ends_with(devices().unwrap()[0].unusable.as_ref().unwrap()));
         }
         "fault" => fault(),
         "hang" => hang(),

@@ -9,8 +9,13 @@
 // warp (mma.m16n8k16 from registers, eight accumulator tiles, so that each waits for the one eight before it). The elements of both factors are
 // +-[1, 2) with the bits of `mask` drawn from a hash: matrix units are slower on random data than on equal numbers. With mask 0 every
 // element is 1 and every accumulator ends as 16 x rounds.
+//
+// matrix_ceiling_wgmma_bf16, sm_90a: the same of warpgroup products, which are half as fast again there. In each round each of two warpgroups
+// multiplies its 64 x 64 by one 64 x 256, both in shared memory, one round in flight while the next is issued: 2 x 64 x 256 x 64
+// multiplications of a block. With mask 0 every accumulator ends as 64 x rounds.
 #include "args.cuh"
 #include "device.cuh"
+#include "hopper.cuh"
 
 struct ReadCeilingArgs {
     const void* data;     // [vectors, 4] words
@@ -87,7 +92,38 @@ __device__ void matrix_body(const MatrixCeilingArgs& a) {
     a.out[size_t(blockIdx.x) * THREADS + threadIdx.x] = sum;
 }
 
+template <class T>
+__device__ void wgmma_body(const MatrixCeilingArgs& a) {
+    constexpr uint32_t K = 64, ROWS = 64, COLUMNS = 256, GROUPS = THREADS / 128;
+    DYNAMIC_SHARED(shared);
+    dev::Carver carver(shared);
+    uint32_t* const left = carver.take<uint32_t>(GROUPS * ROWS * K / 2, 1024);
+    uint32_t* const right = carver.take<uint32_t>(COLUMNS * K / 2, 1024);
+    // The order of elements is the swizzled one, which drawn values need not know.
+    for (uint32_t i = threadIdx.x; i < GROUPS * ROWS * K / 2; i += THREADS) left[i] = pair(blockIdx.x * 16384 + i, a.mask);
+    for (uint32_t i = threadIdx.x; i < COLUMNS * K / 2; i += THREADS) right[i] = pair(~(blockIdx.x * 16384 + i), a.mask);
+    dev::fence_proxy_async();
+    __syncthreads();
+    dev::dependency_wait();
+    const uint64_t rows = dev::tile_descriptor(left + threadIdx.x / 128 * (ROWS * K / 2));
+    const uint64_t columns = dev::tile_descriptor(right);
+    float sums[COLUMNS / 2] = {};
+    dev::wgmma_fence();
+    for (uint32_t round = 0; round < a.rounds; round++) {
+#pragma unroll
+        for (uint32_t k = 0; k < K / 16; k++) dev::wgmma<T, COLUMNS>(sums, rows + 2 * k, columns + 2 * k, true);
+        dev::wgmma_commit();
+        dev::wgmma_wait<1>();
+    }
+    dev::wgmma_wait<0>();
+    float sum = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < COLUMNS / 2; i++) sum += sums[i];
+    a.out[size_t(blockIdx.x) * THREADS + threadIdx.x] = sum;
+}
+
 }  // namespace
 
 KERNEL(read_ceiling, ReadCeilingArgs, 256, 4) { read_body(a); }
 KERNEL(matrix_ceiling_bf16, MatrixCeilingArgs, 256, 2) { matrix_body<bf16>(a); }
+KERNEL(matrix_ceiling_wgmma_bf16, MatrixCeilingArgs, 256, 1) { wgmma_body<bf16>(a); }

@@ -15,7 +15,6 @@ pub struct Cuda {
 
 /// One GPU.
 #[derive(Serialize)]
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "none is ever seen"))]
 struct Gpu {
     name: String,
     capability: String,

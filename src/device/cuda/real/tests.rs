@@ -134,6 +134,7 @@ fn launches(driver: &mut CudaDriver) {
     let error = driver.kernel("nothing").unwrap_err().to_string();
     assert!(error.contains("there is no kernel nothing in this build"), "{error}");
     launch(driver).unwrap();
+    launch(driver).unwrap();
     assert_eq!(driver.kernel("fake_kernel").unwrap(), driver.kernel("fake_kernel").unwrap());
     let kernel = driver.kernel("fake_other").unwrap();
     let too_large = Launch { kernel, grid: [1, 1, 1], threads: 1, shared: 232_448, dependent: false };

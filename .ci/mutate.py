@@ -220,6 +220,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--sanitizers", default="thread,address", help="for what the orders do not notice; empty: none")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--binary", help="the test binary (default: as cargo builds it)")
     parser.add_argument("--output", type=pathlib.Path)
     return parser.parse_args()
 
@@ -264,7 +265,7 @@ def main() -> None:
         print(f"{len(found)} places")
         return
     sanitizers = [name for name in options.sanitizers.split(",") if name]
-    tests = Tests(test_binary(), 1)
+    tests = Tests(options.binary or test_binary(), 1)
     accepted = set(ACCEPTED.read_text().splitlines()) if ACCEPTED.exists() else set()
     printing = threading.Lock()
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:

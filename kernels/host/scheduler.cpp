@@ -85,12 +85,12 @@ Fiber* pick_ready(Worker& worker, const Fiber* from) {
 Fiber* pick(Worker& worker, const Fiber* from) {
   Fiber* next = pick_ready(worker, from);
   if (next || !from) return next;
-  bool landed = false;
-  for (Block* block : worker.resident) {
-    landed |= !block->tiles.empty();
-    land_tiles(block);
-  }
-  return landed ? pick_ready(worker, from) : nullptr;
+  for (Block* block : worker.resident)
+    while (!block->tiles.empty()) {
+      land_tile(block);
+      if ((next = pick_ready(worker, from))) return next;
+    }
+  return nullptr;
 }
 
 #ifndef SIDEREAL_HOST_UCONTEXT

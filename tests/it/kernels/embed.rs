@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::drivers::for_each_driver;
+use super::drivers;
 use crate::beams::oracle::Dice;
 use sidereal::device::cuda::args::*;
 use sidereal::device::cuda::driver::{DevicePtr, Driver};
@@ -138,7 +138,8 @@ fn step(dtype: DType, vocab: usize, hidden: usize, dice: &mut Dice) -> Step {
 
 #[test]
 fn rows_of_every_source_and_size() {
-    for_each_driver(|driver| {
+    for (_, mut driver) in drivers() {
+        let driver = &mut *driver;
         let mut dice = Dice(3);
         for dtype in [DType::Bf16, DType::F16] {
             for (vocab, hidden) in [(1, 8), (128, 40), (4400, 48), (65, 1024), (17, 1032), (9, 4096)] {
@@ -154,12 +155,13 @@ fn rows_of_every_source_and_size() {
                 }
             }
         }
-    });
+    }
 }
 
 #[test]
 fn hostile_records_fault_nothing() {
-    for_each_driver(|driver| {
+    for (_, mut driver) in drivers() {
+        let driver = &mut *driver;
         let mut dice = Dice(4);
         for round in 0..30 {
             let mut step = step(DType::Bf16, 100, 40, &mut dice);
@@ -177,5 +179,5 @@ fn hostile_records_fault_nothing() {
             let x = run(driver, &mut step, &table);
             assert!(x.iter().all(|&bits| bits != u16::MAX), "a row was left out");
         }
-    });
+    }
 }

@@ -22,6 +22,12 @@ constexpr uint32_t MAX_WIDTH = 1024;    // beams of a search
 constexpr uint32_t MAX_LEVELS = 16;     // levels of a SID
 constexpr uint32_t NONE = 0xffffffffu;
 
+// A matrix in global memory as the copy engine sees it; made by the driver, and part of an argument struct.
+struct alignas(64) TensorMap {
+    uint64_t words[16];
+};
+static_assert(sizeof(TensorMap) == 128, "src/device/cuda/driver.rs mirrors TensorMap");
+
 // ---------------------------------------------------------------------------------------------------- records of the plan
 
 // Lengths of the plan's arrays, first in the plan buffer.
@@ -102,6 +108,39 @@ struct AttentionItem {
 };
 ARGS_SIZE(AttentionItem, 32);
 
+// ----------------------------------------------------------------------------------------------------------------- probe, checks
+
+struct ProbeArgs {
+    const float* x;               // [count]
+    float* y;                     // [count]
+    uint64_t count;
+    float scale;
+    float offset;
+};
+ARGS_SIZE(ProbeArgs, 32);
+
+// kernels/checks.cu: each kernel says what it reads and writes.
+struct CheckArgs {
+    uint64_t in;
+    uint64_t in2;
+    uint64_t out;
+    uint64_t out2;
+    uint64_t n;
+    uint32_t mode;
+    uint32_t unused;
+};
+ARGS_SIZE(CheckArgs, 48);
+
+// kernels/checks.cu: out [64, N] = a [64, k] b [N, k]^T.
+struct CheckProductArgs {
+    TensorMap a;
+    TensorMap b;
+    uint64_t out;                 // float [64, N]
+    uint64_t k;
+    uint64_t unused[6];
+};
+static_assert(sizeof(CheckProductArgs) == 320, "src/device/cuda/args.rs mirrors CheckProductArgs");
+
 // ------------------------------------------------------------------------------------------------------- embed, rms_norm
 
 struct EmbedArgs {
@@ -137,6 +176,39 @@ ARGS_SIZE(NormArgs, 64);
 
 // ------------------------------------------------------------------------------------------------------------- products
 
+// What becomes of a product: rounded and stored; stored as float; added to `out`, which is the residual stream; or, with the gate's rows of W
+// before the up projection's, out[j] = silu(gate_j) * up_j.
+constexpr uint32_t EPILOGUE_STORE = 0, EPILOGUE_FLOAT = 1, EPILOGUE_RESIDUAL = 2, EPILOGUE_GATED = 3;
+
+// out [rows, n] = x [rows, k] W [n, k]^T + bias; gated: out [rows, n / 2].
+struct ProductArgs {
+    const void* x;             // [max_rows, k]
+    const void* w;             // [n, k]
+    const float* bias;         // [n] or null
+    const float* norm;         // [k]: weights of an RMS norm of x before the product; only where the entry says so
+    void* out;                 // row i of the group begins at element group->out + i * ld_out
+    const RowGroup* group;
+    uint64_t capacity;         // elements of out
+    uint32_t n;
+    uint32_t k;                // a multiple of 8
+    uint32_t max_rows;         // of x
+    uint32_t bucket;           // most rows of the group; the grid covers them
+    uint32_t ld_out;
+    uint32_t epilogue;
+    float eps;                 // of the norm
+    uint32_t reserved[3];
+};
+ARGS_SIZE(ProductArgs, 96);
+
+// A product whose operands arrive by bulk copies. The descriptors come first: they are 64-byte aligned.
+struct alignas(64) BulkProductArgs {
+    TensorMap x_map;           // x [max_rows, k] in boxes of 64 rows
+    TensorMap w_map;           // W [n, k] in boxes of w_box rows
+    ProductArgs product;
+    uint32_t w_box;
+    uint32_t reserved[7];
+};
+static_assert(sizeof(BulkProductArgs) == 384 && alignof(BulkProductArgs) == 64, "src/device/cuda/products.rs mirrors BulkProductArgs");
 
 
 // ------------------------------------------------------------------------------------- q/k norm, rope, cache; attention
@@ -264,37 +336,3 @@ ARGS_SIZE(SampleArgs, 128);
 
 // ------------------------------------------------------------------------------------------------------------- SID step
 
-// -------------------------------------------------------------------------------------------- tensor maps, probe, checks
-
-// A matrix in global memory as the copy engine sees it; made by the driver, and part of an argument struct.
-struct alignas(64) TensorMap {
-  uint64_t words[16];
-};
-static_assert(sizeof(TensorMap) == 128);
-
-// kernels/probe.cu
-struct ProbeArgs {
-  uint64_t x;      // float [count]
-  uint64_t y;      // float [count]
-  uint64_t count;
-  float scale, offset;
-};
-static_assert(sizeof(ProbeArgs) == 32);
-
-// kernels/checks.cu: each kernel says what it reads and writes
-struct CheckArgs {
-  uint64_t in, in2;
-  uint64_t out, out2;
-  uint64_t n;
-  uint32_t mode, unused;
-};
-static_assert(sizeof(CheckArgs) == 48);
-
-// kernels/checks.cu: out [64, N] = a [64, k] b [N, k]^T
-struct ProductArgs {
-  TensorMap a, b;
-  uint64_t out;  // float [64, N]
-  uint64_t k;
-  uint64_t unused[6];
-};
-static_assert(sizeof(ProductArgs) == 320);

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::drivers;
+use super::drivers_in_every_order;
 use crate::beams::oracle::Dice;
 use sidereal::device::cuda::args::*;
 use sidereal::device::cuda::driver::{DevicePtr, Driver};
@@ -138,7 +138,7 @@ fn step(dtype: DType, vocab: usize, hidden: usize, dice: &mut Dice) -> Step {
 
 #[test]
 fn rows_of_every_source_and_size() {
-    for (_, mut driver) in drivers() {
+    for (_, mut driver) in drivers_in_every_order() {
         let driver = &mut *driver;
         let mut dice = Dice(3);
         for dtype in [DType::Bf16, DType::F16] {
@@ -160,7 +160,7 @@ fn rows_of_every_source_and_size() {
 
 #[test]
 fn hostile_records_fault_nothing() {
-    for (_, mut driver) in drivers() {
+    for (_, mut driver) in drivers_in_every_order() {
         let driver = &mut *driver;
         let mut dice = Dice(4);
         for round in 0..30 {

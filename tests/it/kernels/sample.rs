@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::drivers;
+use super::{drivers, drivers_in_every_order};
 use crate::beams::oracle::Dice;
 use sidereal::device::cpu::sample::TextSampler;
 use sidereal::device::cuda::args::StepCounts;
@@ -10,12 +10,6 @@ use sidereal::device::cuda::driver::{DevicePtr, Driver};
 use sidereal::device::cuda::sample::{MAX_TOP, TextInputs, TextSamplerCuda, TextSizes};
 use sidereal::device::ops::{Sampling, TextOutcome, TextRow, TokenCount, every_token};
 use sidereal::ids::TokenId;
-
-/// A GPU if there is one, and one emulated device: for tests of results rather than of orders.
-fn few_drivers() -> Vec<(String, Box<dyn Driver>)> {
-    let chosen = |name: &str| !name.starts_with("emulated") || name == "emulated, Random, Late";
-    drivers().into_iter().filter(|(name, _)| chosen(name)).collect()
-}
 
 /// Logits and what to do with them.
 type Case = (Vec<f32>, TextRow);
@@ -245,7 +239,7 @@ fn every_size(driver: &mut dyn Driver) {
 
 #[test]
 fn every_parameter_alone_and_together_at_every_size() {
-    few_drivers().iter_mut().for_each(|(_, driver)| every_size(&mut **driver));
+    drivers().iter_mut().for_each(|(_, driver)| every_size(&mut **driver));
 }
 
 fn hostile_rows(driver: &mut dyn Driver) {
@@ -302,7 +296,7 @@ fn hostile_rows(driver: &mut dyn Driver) {
 
 #[test]
 fn hostile_logits_and_parameters() {
-    few_drivers().iter_mut().for_each(|(_, driver)| hostile_rows(&mut **driver));
+    drivers().iter_mut().for_each(|(_, driver)| hostile_rows(&mut **driver));
 }
 
 /// Cases that reach each way through the kernels: lists that overflow, nuclei beyond the head, wide draws, ties that only the token decides.
@@ -342,7 +336,7 @@ fn every_order_of_threads_gives_the_same_bits() {
     let text = Text::some(20_011, 5);
     let cases = ways(text.vocab);
     let mut first: Option<Vec<TextOutcome>> = None;
-    for (name, mut driver) in drivers() {
+    for (name, mut driver) in drivers_in_every_order() {
         let found = check(&mut *driver, &text, &cases);
         // A GPU's exponentials of the fast kind differ in the last place.
         if name.starts_with("emulated") {
@@ -368,7 +362,7 @@ fn alone_and_in_a_batch(driver: &mut dyn Driver) {
 
 #[test]
 fn a_row_alone_is_the_row_in_a_batch() {
-    few_drivers().iter_mut().for_each(|(_, driver)| alone_and_in_a_batch(&mut **driver));
+    drivers().iter_mut().for_each(|(_, driver)| alone_and_in_a_batch(&mut **driver));
 }
 
 /// Records of which some words, or all, are random.
@@ -421,12 +415,12 @@ fn hostile_records(driver: &mut dyn Driver) {
 
 #[test]
 fn hostile_records_fault_nothing() {
-    few_drivers().iter_mut().for_each(|(_, driver)| hostile_records(&mut **driver));
+    drivers().iter_mut().for_each(|(_, driver)| hostile_records(&mut **driver));
 }
 
 #[test]
 fn plans_beyond_the_limits_are_refused() {
-    let (_, mut driver) = few_drivers().remove(0);
+    let (_, mut driver) = drivers().remove(0);
     let text = Text::all(100);
     let mut bench = Bench::new(&mut *driver, &text, 2, 3);
     let fine = row(Sampling::default());

@@ -315,8 +315,8 @@ __device__ bool choose(const SampleArgs& a, const TextInfo& info, const Room& ro
     const View& view = maxima.view;
     const bool top_k = info.top_k > 0 && info.top_k < a.vocab;
     const uint32_t goal = top_k ? info.top_k : info.top_p < 1.0f ? HEAD_BLOCKS : SEED_BLOCKS;
-    // At least `goal` candidates lie from here up, where there are so many; all of them if not.
-    const uint64_t floor = max(select<false>(room, maxima, FLOOR, goal), FLOOR);
+    // At least `goal` candidates lie from here up, with all that are equal to the last, where there are so many; all of them if not.
+    const uint64_t floor = max(select<false>(room, maxima, FLOOR, goal) & LOWEST_TOKENS, FLOOR);
     const uint32_t active = activate(room, maxima, floor);
     Source head{room, view, false, active};
     const uint32_t count = collect(room, head, floor, room.list, IN_LIST, LIST);

@@ -1,10 +1,10 @@
 //! `sidereal doctor`: what this machine offers and what would run where.
 
-use std::path::Path;
-
 use clap::Args;
 use serde::Serialize;
 use sidereal::device::cpu::{SimdLevel, read_bandwidth};
+
+use super::gpus::Cuda;
 
 /// Say what this machine offers and what would run where.
 #[derive(Args)]
@@ -24,8 +24,8 @@ struct Report {
     memory_total_gib: Option<f64>,
     memory_available_gib: Option<f64>,
     read_gb_s: f64,
-    nvidia_driver: Option<String>,
-    gpus: usize,
+    cuda: Cuda,
+    devices: Vec<&'static str>,
 }
 
 impl Doctor {
@@ -33,6 +33,7 @@ impl Doctor {
     pub fn run(&self) -> anyhow::Result<()> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let cuda = Cuda::look();
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
             cores,
@@ -42,8 +43,8 @@ impl Doctor {
             memory_total_gib: meminfo_gib(&meminfo, "MemTotal:"),
             memory_available_gib: meminfo_gib(&meminfo, "MemAvailable:"),
             read_gb_s: read_bandwidth(cores)? / 1e9,
-            nvidia_driver: nvidia_driver(),
-            gpus: (0..64).filter(|i| Path::new(&format!("/dev/nvidia{i}")).exists()).count(),
+            devices: devices(&cuda),
+            cuda,
         };
         if self.json {
             println!("{}", serde_json::to_string(&report)?);
@@ -57,11 +58,10 @@ impl Doctor {
             println!("memory    {total:.1} GiB, {available:.1} GiB available");
         }
         println!("read      {:.1} GB/s, a plain parallel sum: what decoding is limited by", report.read_gb_s);
-        match &report.nvidia_driver {
-            Some(driver) => println!("gpu       {} found; driver: {driver}", report.gpus),
-            None => println!("gpu       no NVIDIA driver is loaded"),
+        for line in report.cuda.lines() {
+            println!("cuda      {line}");
         }
-        println!("devices   cpu (this build has no other)");
+        println!("devices   {}", report.devices.join(", "));
         Ok(())
     }
 }
@@ -98,7 +98,14 @@ fn meminfo_gib(meminfo: &str, key: &str) -> Option<f64> {
     Some(kib / (1 << 20) as f64)
 }
 
-fn nvidia_driver() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
-    text.lines().next().map(|line| line.trim_start_matches("NVRM version:").trim().to_owned())
+/// What `--device` can be here.
+fn devices(cuda: &Cuda) -> Vec<&'static str> {
+    let mut devices = vec!["cpu"];
+    if cuda.is_usable() {
+        devices.push("cuda");
+    }
+    if cfg!(feature = "emulated") {
+        devices.push("emulated");
+    }
+    devices
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod doctor;
 mod generate;
+mod gpus;
 mod load;
 mod requests;
 

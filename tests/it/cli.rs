@@ -483,6 +483,14 @@ fn the_doctor_reports_as_json_and_as_text() {
     let text = run(&["doctor"]).done().stdout;
     assert!(text.starts_with(&format!("sidereal {}\n", env!("CARGO_PKG_VERSION"))), "{text}");
     assert!(text.contains(report["kernels"].as_str().unwrap()), "{text}");
+    // GPUs, or a sentence that says why there are none.
+    let cuda = &report["cuda"];
+    assert_eq!(cuda["built"], cfg!(feature = "cuda"), "{report}");
+    match cuda["none"].as_str() {
+        Some(why) => assert!(text.contains(&format!("cuda      {why}\n")), "{text}"),
+        None => assert!(text.contains(cuda["gpus"][0]["name"].as_str().unwrap()), "{text}"),
+    }
+    assert_eq!(report["devices"][0], "cpu");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod attention;
+pub mod ceilings;
 pub mod driver;
 pub mod embed;
 #[cfg(feature = "emulated")]

@@ -9,7 +9,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::modules;
 use crate::device::cuda::driver::{Properties, failed};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The oldest CUDA whose driver runs the machine code of a compiler of version 13: 13.0, which came with driver 580.
 const OLDEST: (u32, u32) = (13, 0);
@@ -83,10 +83,18 @@ pub fn devices() -> Result<Vec<Listed>> {
     (0..count()?)
         .map(|ordinal| {
             let properties = properties(device(ordinal)?, version)?;
-            let unusable = old.clone().or_else(|| modules::choose(&properties).err().map(|e| e.to_string()));
+            let unusable = old.clone().or_else(|| modules::choose(&properties).err().map(sentence));
             Ok(Listed { properties, unusable })
         })
         .collect()
+}
+
+/// The error without the word that says whose it is.
+fn sentence(error: Error) -> String {
+    match error {
+        Error::Device(sentence) => sentence,
+        other => other.to_string(),
+    }
 }
 
 /// Finds a device and makes sure that its driver runs what this build holds.

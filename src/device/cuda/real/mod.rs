@@ -52,6 +52,8 @@ pub struct CudaDriver {
     profiler: Profiler,
     /// What was enqueued last; a fault shows at a later call, and this narrows down whose it is.
     last: Last,
+    /// What the next launch follows in the stream is a kernel.
+    after_kernel: bool,
     fault: Option<String>,
     context: Arc<Context>,
 }
@@ -97,6 +99,7 @@ impl CudaDriver {
             separate: std::env::var_os("SIDEREAL_CUDA_SEPARATE").is_some_and(|on| on == "1"),
             profiler: Profiler::new(),
             last: Last::Nothing,
+            after_kernel: false,
             fault: None,
             context,
         };
@@ -318,6 +321,7 @@ impl Driver for CudaDriver {
         let Some(bytes) = bytes.get(range.clone()) else {
             return Err(failed(format!("a copy of bytes {range:?} of {} pinned ones", bytes.len())));
         };
+        self.after_kernel = false;
         // SAFETY: the source is pinned and outlives the copy by the rule of `Pinned`.
         let code =
             unsafe { sys::cuMemcpyHtoDAsync_v2(to.0, bytes.as_ptr().cast(), bytes.len(), self.stream) };
@@ -333,6 +337,7 @@ impl Driver for CudaDriver {
         if at.checked_add(bytes).is_none_or(|end| end > there) {
             return Err(failed(format!("a copy of {bytes} bytes to byte {at} of {there} pinned ones")));
         }
+        self.after_kernel = false;
         // SAFETY: within the pinned bytes, which outlive the copy by the rule of `Pinned`.
         let code =
             unsafe { sys::cuMemcpyDtoHAsync_v2(to.address().add(at).cast(), from.0, bytes, self.stream) };
@@ -344,6 +349,7 @@ impl Driver for CudaDriver {
         if bytes == 0 {
             return Ok(());
         }
+        self.after_kernel = false;
         // SAFETY: device addresses, which the library checks.
         let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to.0, from.0, bytes, self.stream) };
         self.done("cuMemcpyDtoDAsync", code)
@@ -354,6 +360,7 @@ impl Driver for CudaDriver {
         if bytes == 0 {
             return Ok(());
         }
+        self.after_kernel = false;
         // SAFETY: a device address, which the library checks.
         let code = unsafe { sys::cuMemsetD8Async(to.0, byte, bytes, self.stream) };
         self.done("cuMemsetD8Async", code)
@@ -388,8 +395,8 @@ impl Driver for CudaDriver {
             sharedMemBytes: launch.shared,
             hStream: self.stream,
             attrs: &mut overlap,
-            // Before 9.0 a device knows no dependent launches.
-            numAttrs: u32::from(launch.dependent && self.properties.capability >= (9, 0)),
+            // Only a kernel can be overlapped with, and before 9.0 none can.
+            numAttrs: u32::from(launch.dependent && self.after_kernel && self.properties.capability >= (9, 0)),
         };
         let mut parameters = [args.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: a loaded function with one parameter of `args.len()` bytes, which are read before the call returns; the attribute
@@ -398,6 +405,7 @@ impl Driver for CudaDriver {
             sys::cuLaunchKernelEx(&config, entry.function, parameters.as_mut_ptr(), std::ptr::null_mut())
         };
         self.last = Last::Kernel(launch.kernel);
+        self.after_kernel = true;
         self.done("cuLaunchKernelEx", code)
     }
 
@@ -437,6 +445,7 @@ impl Driver for CudaDriver {
         // SAFETY: our stream.
         let code = unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) };
         self.done("cuStreamBeginCapture", code)?;
+        self.after_kernel = false;
         self.capturing = true;
         Ok(())
     }
@@ -463,6 +472,7 @@ impl Driver for CudaDriver {
         // SAFETY: an instantiated graph of this context.
         let code = unsafe { sys::cuGraphLaunch(ready, self.stream) };
         self.last = Last::Graph(graph);
+        self.after_kernel = false;
         self.done("cuGraphLaunch", code)
     }
 

@@ -63,7 +63,7 @@ fn on_a_fake_machine() {
         }
         "other" => {
             let error = refused("Fake GPU has compute capability 12.0, and this build holds code for");
-            assert_eq!(devices().unwrap()[0].unusable, Some(error));
+            assert!(error.ends_with(devices().unwrap()[0].unusable.as_ref().unwrap()));
         }
         "fault" => fault(),
         "hang" => hang(),
@@ -133,6 +133,7 @@ fn memory(driver: &mut CudaDriver) {
 fn launches(driver: &mut CudaDriver) {
     let error = driver.kernel("nothing").unwrap_err().to_string();
     assert!(error.contains("there is no kernel nothing in this build"), "{error}");
+    launch(driver).unwrap();
     launch(driver).unwrap();
     assert_eq!(driver.kernel("fake_kernel").unwrap(), driver.kernel("fake_kernel").unwrap());
     let kernel = driver.kernel("fake_other").unwrap();

@@ -22,7 +22,7 @@ impl DevicePtr {
 
     /// The address `bytes` further on.
     #[must_use]
-    #[allow(clippy::should_implement_trait)] // bytes, not an address, are added
+    #[allow(clippy::should_implement_trait)] // like the method of pointers, and as with them the sum is in bytes of an address
     pub fn add(self, bytes: usize) -> DevicePtr {
         DevicePtr(self.0 + bytes as u64)
     }

@@ -36,9 +36,11 @@ fn tiny_requests() -> Vec<Request> {
         requests.push(request(json!({"prompt": prompt, "output": "items", "n": 3, "score": "vocabulary"})));
         requests.push(request(json!({"prompt": prompt, "output": "text", "max_tokens": 8, "temperature": 0,
             "logprobs": 2})));
-        requests.push(request(json!({"prompt": prompt, "output": "text", "max_tokens": 8, "temperature": 0.9,
+        requests
+            .push(request(json!({"prompt": prompt, "output": "text", "max_tokens": 8, "temperature": 0.9,
             "top_p": 0.8, "top_k": 40, "repetition_penalty": 1.2, "seed": i})));
-        requests.push(request(json!({"prompt": prompt, "output": "mixed", "max_tokens": 24, "temperature": 1.5,
+        requests
+            .push(request(json!({"prompt": prompt, "output": "mixed", "max_tokens": 24, "temperature": 1.5,
             "seed": 100 + i})));
     }
     requests.push(request(json!({"prompt": "which one", "choice": ["the first", "the second", "neither"]})));
@@ -97,7 +99,8 @@ fn in_the_default_mode_the_same_batch_gives_the_same_bits() {
 /// Scores on the CUDA kernels and on the CPU, both in bf16: equal up to rounding for every path that both return.
 #[test]
 fn scores_are_those_of_the_cpu_up_to_rounding() {
-    let wide = request(json!({"prompt": "everything there is", "output": "items", "n": 300, "beam_width": 300}));
+    let wide =
+        request(json!({"prompt": "everything there is", "output": "items", "n": 300, "beam_width": 300}));
     let cpu = EngineBuilder::tiny().unwrap().dtype(DType::Bf16).start().unwrap();
     let expected = cpu.generate(&wide).unwrap();
     let scores: HashMap<String, f32> =

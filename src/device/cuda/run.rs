@@ -137,7 +137,11 @@ impl CudaDevice {
     /// # Errors
     /// [`Error::Unsupported`] for a type or shape that no kernel serves; [`Error::Device`] with what is needed and what there is, if the memory
     /// does not suffice.
-    pub fn new(mut driver: Box<dyn Driver>, config: DeviceConfig, options: CudaOptions) -> Result<CudaDevice> {
+    pub fn new(
+        mut driver: Box<dyn Driver>,
+        config: DeviceConfig,
+        options: CudaOptions,
+    ) -> Result<CudaDevice> {
         check::config(&config, MOST_GROUP)?;
         check_served(&config)?;
         let driver_ref = &mut *driver;

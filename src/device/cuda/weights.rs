@@ -71,9 +71,8 @@ enum Piece<'a> {
 
 impl Piece<'_> {
     fn bytes(&self, dtype: DType) -> usize {
-        let elements = |tensors: &[&Tensor]| {
-            tensors.iter().map(|t| t.shape().iter().product::<usize>()).sum::<usize>()
-        };
+        let elements =
+            |tensors: &[&Tensor]| tensors.iter().map(|t| t.shape().iter().product::<usize>()).sum::<usize>();
         match self {
             Piece::Matrix(tensors) => elements(tensors) * dtype.size(),
             Piece::Vector(tensors) => elements(tensors) * 4,

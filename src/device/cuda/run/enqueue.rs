@@ -1,5 +1,6 @@
 //! The launches of a step, operation by operation.
 
+use super::{CudaDevice, StepShape};
 use crate::device::cuda::args::{EmbedArgs, StepCounts};
 use crate::device::cuda::attention::{AttentionBucket, AttentionBuffers, AttentionLayer};
 use crate::device::cuda::driver::DevicePtr;
@@ -7,7 +8,6 @@ use crate::device::cuda::norm::NormRows;
 use crate::device::cuda::plan::Section;
 use crate::device::cuda::products::{Activations, Epilogue, Matrix, Norm, Product};
 use crate::device::cuda::rope::RopeLayer;
-use super::{CudaDevice, StepShape};
 use crate::device::cuda::sample::{TextInfo, TextInputs};
 use crate::device::cuda::sid::SidInputs;
 use crate::device::cuda::step::Group;
@@ -241,7 +241,10 @@ impl CudaDevice {
             let inputs = TextInputs {
                 logits: self.buffers.logits,
                 logits_len: self.sizes.logit_rows * self.shape.vocab,
-                records: self.plan.at(Section::Text).add(chunk * self.sizes.logit_rows * size_of::<TextInfo>()),
+                records: self
+                    .plan
+                    .at(Section::Text)
+                    .add(chunk * self.sizes.logit_rows * size_of::<TextInfo>()),
                 edits: self.plan.at(Section::TextWords),
                 counts: self.plan.at(Section::Counts).add((1 + chunk) * size_of::<StepCounts>()),
             };

@@ -3,6 +3,7 @@
 mod checks;
 #[cfg(feature = "emulated")]
 mod emulator;
+mod sid;
 
 use bytemuck::Pod;
 use sidereal::device::cuda::driver::{DevicePtr, Driver};

@@ -279,6 +279,8 @@ impl<'a> Rig<'a> {
         let norms = match job.cpu.spec().normalizer {
             Normalizer::Valid => None,
             Normalizer::Vocabulary => Some(vocabulary(job)),
+            // After a fault rows may have been left alone.
+            Normalizer::Codebook if outcome.fault => Some(vec![f32::NAN; rows]),
             Normalizer::Codebook => Some(self.codebook_norms(&slices, slot, rows, job.level == 0)),
         };
         let values: Vec<f32> = slices.iter().flat_map(|slice| slice.1.clone()).collect();

@@ -69,6 +69,11 @@ namespace dev {
 
 inline constexpr unsigned FULL_MASK = 0xffffffffu;
 
+template <class T, class U>
+inline constexpr bool is_same = false;
+template <class T>
+inline constexpr bool is_same<T, T> = true;
+
 // Carves dynamic shared memory into arrays. What it takes on the device is the sum of the sizes, each start rounded up to its
 // alignment; red zones on the host are not counted.
 class Carver {
@@ -187,7 +192,7 @@ struct Vec8 {
 template <class T>
 DEVICE_INLINE uint32_t pack2(float low, float high) {
 #ifdef __CUDACC__
-  if constexpr (sizeof(T) == sizeof(bf16) && __is_same(T, bf16)) {
+  if constexpr (is_same<T, bf16>) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const uint32_t*>(&pair);
   } else {

@@ -3,12 +3,7 @@
 #include <cstring>
 
 #include "state.h"
-
-#if defined(__x86_64__) && !defined(SIDEREAL_HOST_TSAN) && !defined(SIDEREAL_HOST_ASAN)
-#define WIDE_VECTORS __attribute__((target_clones("avx2", "default")))
-#else
-#define WIDE_VECTORS
-#endif
+#include "wide.h"
 
 namespace host {
 
@@ -127,6 +122,7 @@ inline void each_lane(uint32_t mask, Visit visit) {
   for (; mask; mask &= mask - 1) visit(std::countr_zero(mask));
 }
 
+constexpr uint32_t ALL = ~0u;
 constexpr uint64_t NOT_TAKING_PART = 0xdeadbeefdeadbeefull;  // what a shuffle reads from a lane outside of the mask
 
 }  // namespace
@@ -156,6 +152,11 @@ uint32_t ballot(uint32_t mask, bool value, Place place) {
     each_lane(mask, [&](int lane) { votes |= uint32_t(warp.argument[lane].value) << lane; });
     each_lane(mask, [&](int lane) { warp.lane[lane]->result = votes; });
   }));
+}
+
+bool elect_one(Place place) {
+  meet(ALL, "elect_one", {}, place, [](Warp&) {});
+  return self()->lane == 0;
 }
 
 uint32_t reduce(uint32_t mask, uint32_t value, Reduce op, Place place) {
@@ -193,8 +194,6 @@ uint32_t match_any(uint32_t mask, uint64_t value, Place place) {
 // ---- fragments
 
 namespace {
-
-constexpr uint32_t ALL = ~0u;
 
 bool in_shared(const Block* block, const void* at, size_t bytes) {
   const size_t offset = size_t(static_cast<const unsigned char*>(at) - block->arena);

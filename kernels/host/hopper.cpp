@@ -1,5 +1,309 @@
+// Transaction barriers, bulk tensor copies and warpgroup products. Both kinds of asynchronous work wait in queues, and take effect
+// as late as they may, or at once.
+#include <cstring>
+
 #include "state.h"
+#include "wide.h"
+
 namespace host {
-bool mbarrier_phase(const volatile void*) { return false; }
-void land_tiles(Block*) {}
+
+namespace {
+
+constexpr uint64_t ALIVE = 0x5ba7;  // tells a barrier from memory that nobody initialised
+
+// What the 64 bits of a barrier hold here.
+struct MBarrier {
+  uint32_t pending, expected;
+  int32_t bytes;  // announced and not landed, or negative: landed and not announced
+  uint32_t phase;
+};
+
+MBarrier unpacked(uint64_t word) {
+  return {uint32_t(word & 0xfff), uint32_t(word >> 12 & 0xfff), int32_t(uint32_t(word >> 24 & 0xffffff) << 8) >> 8,
+          uint32_t(word >> 48 & 1)};
 }
+uint64_t packed(const MBarrier& b) {
+  return uint64_t(b.pending) | uint64_t(b.expected) << 12 | (uint64_t(uint32_t(b.bytes)) & 0xffffff) << 24 |
+         uint64_t(b.phase) << 48 | ALIVE << 49;
+}
+
+void check_mbarrier(const uint64_t* barrier, Place place) {
+  check_aligned(barrier, 8, "an mbarrier", place);
+  shared_address(barrier, place);
+  if (*barrier >> 49 != ALIVE) fail(place, "this mbarrier was never initialised, or was overwritten");
+}
+
+void update(uint64_t* barrier, uint32_t arrivals, int32_t bytes, Place place) {
+  MBarrier b = unpacked(*barrier);
+  if (b.pending < arrivals)
+    fail(place, "more arrivals than expected: this mbarrier is for %u a phase, and all of them have come", b.expected);
+  happens_before(reinterpret_cast<char*>(barrier) + b.phase * 4);
+  b.pending -= arrivals;
+  b.bytes += bytes;
+  if (b.pending == 0 && b.bytes == 0) {
+    b.pending = b.expected;
+    b.phase ^= 1;
+    self()->worker->steps++;
+  }
+  *barrier = packed(b);
+}
+
+}  // namespace
+
+bool mbarrier_phase(const volatile void* barrier) { return *static_cast<const volatile uint64_t*>(barrier) >> 48 & 1; }
+
+void mbarrier_init(uint64_t* barrier, uint32_t arrivals, Place place) {
+  check_aligned(barrier, 8, "an mbarrier", place);
+  shared_address(barrier, place);
+  if (arrivals == 0 || arrivals > 0xfff) fail(place, "an mbarrier for %u arrivals", arrivals);
+  *barrier = packed({arrivals, arrivals, 0, 0});
+}
+
+void mbarrier_arrive(uint64_t* barrier, uint32_t arrivals, uint32_t bytes, Place place) {
+  check_mbarrier(barrier, place);
+  update(barrier, arrivals, int32_t(bytes), place);
+}
+
+bool mbarrier_test(const uint64_t* barrier, uint32_t parity, Place place) {
+  check_mbarrier(barrier, place);
+  if (mbarrier_phase(barrier) == (parity & 1)) yield(place);
+  const bool done = mbarrier_phase(barrier) != (parity & 1);
+  if (done) happens_after(reinterpret_cast<const char*>(barrier) + (parity & 1) * 4);
+  return done;
+}
+
+void mbarrier_wait(const uint64_t* barrier, uint32_t parity, Place place) {
+  check_mbarrier(barrier, place);
+  if (mbarrier_phase(barrier) == (parity & 1)) {
+    Fiber* const f = self();
+    f->word = barrier;
+    f->value = parity;
+    suspend(Wait::MBarrier, "waits at an mbarrier", place);
+  }
+  happens_after(reinterpret_cast<const char*>(barrier) + (parity & 1) * 4);
+}
+
+// ---- bulk tensor copies
+
+namespace {
+
+// What the emulated driver writes into a TensorMap (src/device/cuda/emulated.rs).
+struct HostTensorMap {
+  uint64_t magic, base, rows, columns, stride, box_rows, is_bf16;
+};
+constexpr uint64_t TENSOR_MAP = 0x7e450a3a;
+constexpr int BOX_COLUMNS = 64, CHUNK = 8;  // elements
+
+size_t swizzled(size_t offset) { return offset ^ ((offset >> 7 & 7) << 4); }
+
+void land_chunk(const HostTensorMap& map, int64_t row, int64_t column, unsigned char* to) {
+  uint16_t chunk[CHUNK] = {};
+  if (row >= 0 && row < int64_t(map.rows)) {
+    const uint16_t* const line = reinterpret_cast<const uint16_t*>(map.base + uint64_t(row) * map.stride);
+    for (int i = 0; i < CHUNK; i++)
+      if (column + i >= 0 && column + i < int64_t(map.columns)) chunk[i] = line[column + i];
+  }
+  memcpy(to, chunk, sizeof chunk);
+}
+
+void land(Block* block, const PendingTile& tile) {
+  const HostTensorMap& map = *static_cast<const HostTensorMap*>(tile.map);
+  Fiber* const f = self();
+  const Place place = f->place;
+  f->place = tile.place;
+#ifdef SIDEREAL_HOST_TSAN
+  __tsan_switch_to_fiber(tile.by->sanitizer.tsan, 1);
+#endif
+  const size_t start = size_t(tile.to - block->arena);
+  writes(tile.to, map.box_rows * 128);
+  for (uint64_t r = 0; r < map.box_rows; r++)
+    for (int c = 0; c < BOX_COLUMNS; c += CHUNK)
+      land_chunk(map, tile.row + int64_t(r), tile.column + c, block->arena + swizzled(start + r * 128 + size_t(c) * 2));
+  update(tile.barrier, 0, -int32_t(map.box_rows * 128), tile.place);
+#ifdef SIDEREAL_HOST_TSAN
+  __tsan_switch_to_fiber(f->sanitizer.tsan, 1);
+#endif
+  f->place = place;
+}
+
+}  // namespace
+
+void tma_load_2d(void* to, const void* tensor_map, int column, int row, uint64_t* barrier, Place place) {
+  Fiber* const f = self();
+  Block* const block = block_of(f);
+  const HostTensorMap& map = *static_cast<const HostTensorMap*>(tensor_map);
+  check_aligned(tensor_map, 64, "a tensor map", place);
+  if (map.magic != TENSOR_MAP) fail(place, "tma: this is no tensor map");
+  check_aligned(to, 1024, "a swizzled tile", place);
+  check_mbarrier(barrier, place);
+  const size_t offset = size_t(static_cast<unsigned char*>(to) - block->arena);
+  if (offset + map.box_rows * 128 > SHARED_ARENA) fail(place, "tma: the tile at %p is not in dynamic shared memory", to);
+  f->place = place;
+  const PendingTile tile{static_cast<unsigned char*>(to), tensor_map, column, row, barrier, f, place};
+  if (launch_of(f).early) {
+    land(block, tile);
+    return;
+  }
+  const Quiet quiet;
+  block->tiles.push_back(tile);
+}
+
+// One at a time, the first or the last by the order of the launch: copies may land in any order.
+void land_tile(Block* block) {
+  const bool last = launch_of(self()).order & 1;
+  const PendingTile tile = last ? block->tiles.back() : block->tiles.front();
+  {
+    const Quiet quiet;
+    block->tiles.erase(last ? block->tiles.end() - 1 : block->tiles.begin());
+  }
+  land(block, tile);
+}
+
+// ---- products
+
+namespace {
+
+constexpr int GROUP = 128, ROWS = 64, DEPTH = 16, MOST_COLUMNS = 256;
+
+// Meets the other threads of the warpgroup; the last runs `complete(group)`.
+template <class Complete>
+void meet_group(const char* kind, void* argument, Place place, Complete complete) {
+  Fiber* const f = self();
+  Block* const block = block_of(f);
+  if (f->linear / GROUP * GROUP + GROUP > block->threads_total) fail(place, "%s: the last warps of the block are no whole warpgroup", kind);
+  WarpGroup& group = block->groups[f->linear / GROUP];
+  if (!group.arrived)
+    group.kind = kind;
+  else if (group.kind != kind)
+    fail(place, "divergence in a warpgroup: %s here, %s elsewhere", kind, static_cast<const char*>(group.kind));
+  group.argument[f->linear % GROUP] = argument;
+  if (++group.arrived < GROUP) {
+    suspend_until(&group.generation, group.generation, kind, place);
+    return;
+  }
+  group.arrived = 0;
+  group.generation++;
+  f->place = place;
+  f->worker->steps++;
+  complete(group);
+}
+
+// The rows of an operand as floats: out[row][k].
+template <bool IsBf16>
+void decode(const Block* block, uint64_t descriptor, int rows, float (*out)[DEPTH]) {
+  const size_t start = size_t(descriptor & 0x3fff) << 4, group = size_t(descriptor >> 32 & 0x3fff) << 4;
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < DEPTH; c += CHUNK) {
+      const size_t at = swizzled(start + size_t(r / 8) * group + size_t(r % 8) * 128 + size_t(c) * 2);
+      uint16_t chunk[CHUNK];
+      memcpy(chunk, block->arena + at, sizeof chunk);
+      for (int i = 0; i < CHUNK; i++) {
+        if constexpr (IsBf16)
+          out[r][c + i] = __bfloat162float({chunk[i]});
+        else
+          out[r][c + i] = __half2float({chunk[i]});
+      }
+    }
+}
+
+// sums [64, n] = a [64, 16] b [16, n], per element in order of k.
+WIDE_VECTORS void multiply(const float (*a)[DEPTH], const float (*b)[MOST_COLUMNS], uint32_t n, float (*sums)[MOST_COLUMNS]) {
+  for (int i = 0; i < ROWS; i++) {
+    for (uint32_t j = 0; j < n; j++) sums[i][j] = a[i][0] * b[0][j];
+    for (int k = 1; k < DEPTH; k++)
+      for (uint32_t j = 0; j < n; j++) sums[i][j] += a[i][k] * b[k][j];
+  }
+}
+
+struct Scratch {
+  float a[ROWS][DEPTH], b_rows[MOST_COLUMNS][DEPTH], b[DEPTH][MOST_COLUMNS], sums[ROWS][MOST_COLUMNS];
+};
+
+// What the sanitizers should know of a product's reads, row by row.
+void watch_reads(const Block* block, uint64_t descriptor, int rows) {
+  const size_t start = size_t(descriptor & 0x3fff) << 4, group = size_t(descriptor >> 32 & 0x3fff) << 4;
+  for (int r = 0; r < rows; r++)
+    for (size_t c = 0; c < DEPTH * 2; c += 16)
+      reads(block->arena + swizzled(start + size_t(r / 8) * group + size_t(r % 8) * 128 + c), 16);
+}
+
+void perform(const Block* block, const PendingProduct& product) {
+  watch_reads(block, product.a, ROWS);
+  watch_reads(block, product.b, int(product.n));
+  const Quiet quiet;
+  static thread_local std::unique_ptr<Scratch> scratch = std::make_unique<Scratch>();
+  Scratch& s = *scratch;
+  const int n = int(product.n);
+  if (product.is_bf16) {
+    decode<true>(block, product.a, ROWS, s.a);
+    decode<true>(block, product.b, n, s.b_rows);
+  } else {
+    decode<false>(block, product.a, ROWS, s.a);
+    decode<false>(block, product.b, n, s.b_rows);
+  }
+  for (int j = 0; j < n; j++)
+    for (int k = 0; k < DEPTH; k++) s.b[k][j] = s.b_rows[j][k];
+  multiply(s.a, s.b, product.n, s.sums);
+  for (int t = 0; t < GROUP; t++) {
+    const int row = t / 32 * 16 + t % 32 / 4, column = t % 4 * 2;
+    float* const d = product.d[t];
+    for (int i = 0; i < n / 2; i++) {
+      const float sum = s.sums[row + (i >> 1 & 1) * 8][i / 4 * 8 + column + i % 2];
+      d[i] = product.accumulate ? d[i] + sum : sum;
+    }
+  }
+}
+
+void check_operand(uint64_t descriptor, uint32_t rows, Place place) {
+  const size_t start = size_t(descriptor & 0x3fff) << 4, group = size_t(descriptor >> 32 & 0x3fff) << 4;
+  if (descriptor >> 62 != 1) fail(place, "wgmma: only operands with 128-byte swizzle are known here");
+  if (start % 1024 > 96 || start % 32) fail(place, "wgmma: an operand at byte %zu of shared memory; tiles start at multiples of 1024", start);
+  if (start + (rows / 8 - 1) * group + 1024 > SHARED_ARENA + 1024) fail(place, "wgmma: an operand beyond shared memory");
+}
+
+}  // namespace
+
+void wgmma(float* d, uint32_t n, bool is_bf16, uint64_t a, uint64_t b, bool accumulate, Place place) {
+  check_operand(a, ROWS, place);
+  check_operand(b, n, place);
+  Fiber* const f = self();
+  WarpGroup& meeting = block_of(f)->groups[f->linear / GROUP];
+  if (!meeting.arrived) {
+    meeting.next = {a, b, n, is_bf16, accumulate, {}};
+  } else if (meeting.next.a != a || meeting.next.b != b || meeting.next.n != n || meeting.next.accumulate != accumulate) {
+    fail(place, "divergence in a warpgroup: its threads give wgmma different operands");
+  }
+  meet_group("wgmma", d, place, [f](WarpGroup& group) {
+    for (int t = 0; t < GROUP; t++) group.next.d[t] = static_cast<float*>(group.argument[t]);
+    if (launch_of(f).early) {
+      perform(block_of(f), group.next);
+      return;
+    }
+    const Quiet quiet;
+    group.open.push_back(group.next);
+  });
+}
+
+// All products of a group were issued when the first thread, which took part in each, comes here.
+void wgmma_commit(Place place) {
+  Fiber* const f = self();
+  f->place = place;
+  if (f->linear % GROUP) return;
+  WarpGroup& group = block_of(f)->groups[f->linear / GROUP];
+  const Quiet quiet;
+  group.closed.push_back(std::move(group.open));
+  group.open.clear();
+}
+
+void wgmma_wait(uint32_t newest_left, Place place) {
+  const Block* const block = block_of(self());
+  meet_group("wgmma_wait", nullptr, place, [block, newest_left](WarpGroup& group) {
+    while (group.closed.size() > newest_left) {
+      for (const PendingProduct& product : group.closed.front()) perform(block, product);
+      const Quiet quiet;
+      group.closed.pop_front();
+    }
+  });
+}
+
+}  // namespace host

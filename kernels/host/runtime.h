@@ -58,6 +58,7 @@ enum class Reduce { Add, Min, Max, MinSigned, MaxSigned, And, Or, Xor };
 void sync_warp(uint32_t mask, Place place);
 uint64_t shuffle(uint32_t mask, uint64_t value, uint32_t source_lane, Place place);
 uint32_t ballot(uint32_t mask, bool value, Place place);
+bool elect_one(Place place);
 uint32_t reduce(uint32_t mask, uint32_t value, Reduce op, Place place);
 uint32_t match_any(uint32_t mask, uint64_t value, Place place);
 void ldmatrix(uint32_t* registers, int count, bool transposed, const void* row, Place place);

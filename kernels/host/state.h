@@ -101,6 +101,7 @@ struct WarpGroup {
   uint32_t arrived = 0, generation = 0;
   const void* kind = nullptr;
   void* argument[128];
+  PendingProduct next;
   std::vector<PendingProduct> open;
   std::deque<std::vector<PendingProduct>> closed;
 };
@@ -195,7 +196,7 @@ struct Worker {
   void abandon();
   bool start_next();
   void stuck();
-  void check_red_zones(Block* block);
+  void check_end(Block* block);
   Fiber* take_fiber();
 };
 
@@ -205,7 +206,7 @@ inline const SiderealHostLaunch& launch_of(const Fiber* f) { return *f->worker->
 
 void suspend(Wait wait, const char* doing, Place place);  // returns when the fiber may go on
 void suspend_until(const uint32_t* word, uint32_t value, const char* doing, Place place);
-void land_tiles(Block* block);
+void land_tile(Block* block);  // one of those under way
 bool mbarrier_phase(const volatile void* barrier);
 void leave_barriers(Fiber* fiber);  // an exited thread is no longer waited for
 void record_error(Worker& worker, const Fiber* fiber, uint32_t code, uint64_t address, Place place, const char* message);

@@ -1,8 +1,6 @@
 //! Argument structs of the kernels and the records of the plan buffer: the Rust side of `kernels/args.cuh`, field by field.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::driver::DevicePtr;
+use super::driver::{DevicePtr, TensorMap};
 
 /// Tokens of a cache block.
 pub const BLOCK_TOKENS: usize = crate::kv::BLOCK_TOKENS;
@@ -20,7 +18,7 @@ macro_rules! mirrored {
     ($($(#[$doc:meta])* $name:ident [$bytes:literal] { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
         $(#[$doc])*
         #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
         pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
         const _: () = assert!(size_of::<$name>() == $bytes, "kernels/args.cuh says otherwise");
     )*};
@@ -131,19 +129,6 @@ mirrored! {
         split: u32,
         /// Zero.
         reserved: [u32; 3],
-    }
-    /// Arguments of `probe`: `y[i] = x[i] * scale + offset`, each operation rounded.
-    ProbeArgs [32] {
-        /// float `[count]`.
-        x: DevicePtr,
-        /// float `[count]`.
-        y: DevicePtr,
-        /// Elements.
-        count: u64,
-        /// Factor.
-        scale: f32,
-        /// Summand.
-        offset: f32,
     }
     /// Arguments of `embed`.
     EmbedArgs [80] {
@@ -279,4 +264,51 @@ mirrored! {
         /// Zero.
         reserved: [u32; 2],
     }
+    /// Arguments of `probe`: `y[i] = x[i] * scale + offset`, each operation rounded.
+    ProbeArgs [32] {
+        /// float `[count]`
+        x: DevicePtr,
+        /// float `[count]`
+        y: DevicePtr,
+        /// Elements.
+        count: u64,
+        /// Factor.
+        scale: f32,
+        /// Summand.
+        offset: f32,
+    }
+    /// Arguments of `check_*`: each kernel of `kernels/checks.cu` says what it reads and writes.
+    CheckArgs [48] {
+        /// First input.
+        input: DevicePtr,
+        /// Second input.
+        input2: DevicePtr,
+        /// First output.
+        output: DevicePtr,
+        /// Second output.
+        output2: DevicePtr,
+        /// Elements.
+        n: u64,
+        /// Variant.
+        mode: u32,
+        /// Zero.
+        unused: u32,
+    }
 }
+
+/// Arguments of `check_wgmma_*`: `output [64, N] = a [64, k] b [N, k]^T`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct CheckProductArgs {
+    /// `[64, k]`, boxes of 64 rows.
+    pub a: TensorMap,
+    /// `[N, k]`, boxes of N rows.
+    pub b: TensorMap,
+    /// float `[64, N]`
+    pub output: DevicePtr,
+    /// Length of the sums.
+    pub k: u64,
+    /// Zero.
+    pub unused: [u64; 6],
+}
+const _: () = assert!(size_of::<CheckProductArgs>() == 320, "kernels/args.cuh says otherwise");

@@ -3,37 +3,11 @@
 use bytemuck::{Zeroable, bytes_of, cast_slice};
 use sidereal::device::cuda::args::{RowInfo, StepCounts};
 use sidereal::device::cuda::driver::{DevicePtr, Driver};
-use sidereal::device::cuda::emulated::{Completion, EmulatedDriver, EmulatedOptions, Order};
 use sidereal::device::cuda::rope::{RopeCache, RopeLayer, RopeShape};
 use sidereal::device::ops::DType;
 
 use super::attention::case::{from_bits, hash};
-
-/// The emulated device as the environment wants it.
-pub(super) fn first_driver() -> Box<dyn Driver> {
-    Box::new(EmulatedDriver::new(EmulatedOptions::from_environment().unwrap()).unwrap())
-}
-
-/// Emulated devices that differ as much as they can.
-pub(super) fn some_drivers() -> Vec<(String, Box<dyn Driver>)> {
-    let ways = [
-        (Order::Forward, Completion::Late),
-        (Order::Reverse, Completion::Early),
-        (Order::Random, Completion::Late),
-        (Order::Warps, Completion::Early),
-        (Order::WarpsReverse, Completion::Late),
-    ];
-    let driver = |(order, completion)| {
-        let options = EmulatedOptions {
-            order,
-            completion,
-            ..EmulatedOptions::from_environment().unwrap()
-        };
-        let driver: Box<dyn Driver> = Box::new(EmulatedDriver::new(options).unwrap());
-        (format!("{order:?}, {completion:?}"), driver)
-    };
-    ways.into_iter().map(driver).collect()
-}
+use super::{drivers, drivers_in_every_order};
 
 struct Case {
     dtype: DType,
@@ -196,7 +170,9 @@ fn cases() -> Vec<Case> {
     let positions = [0, 1, 7, 100, 4095, 131_071, 1_000_003];
     let mut cases = Vec::new();
     for dtype in [DType::Bf16, DType::F16] {
-        for (head_dim, heads, kv_heads) in [(16, 1, 1), (16, 7, 1), (32, 3, 3), (64, 14, 2), (128, 32, 8), (128, 3, 1)] {
+        for (head_dim, heads, kv_heads) in
+            [(16, 1, 1), (16, 7, 1), (32, 3, 3), (64, 14, 2), (128, 32, 8), (128, 3, 1)]
+        {
             let norm = heads % 2 == 0 || dtype == DType::F16;
             let rows = positions.iter().enumerate().map(|(i, &p)| (p, (i as u32 * 37 + 5) % (9 * 16)));
             cases.push(Case {
@@ -215,10 +191,11 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn heads_are_normed_rotated_and_stored() {
-    let mut driver = first_driver();
-    for case in cases() {
-        let n = case.rows.len();
-        case.check(&case.run(&mut *driver, n as u32 + 3, counts(n)));
+    for (_, mut driver) in drivers() {
+        for case in cases() {
+            let n = case.rows.len();
+            case.check(&case.run(&mut *driver, n as u32 + 3, counts(n)));
+        }
     }
 }
 
@@ -226,29 +203,31 @@ fn heads_are_normed_rotated_and_stored() {
 fn rows_do_not_know_each_other_nor_the_order_of_threads() {
     let whole = &cases()[4];
     let n = whole.rows.len();
-    let expected = whole.run(&mut *first_driver(), 3, counts(n));
-    for (name, mut driver) in some_drivers() {
-        let found = whole.run(&mut *driver, 4, counts(n));
-        assert!(found.q == expected.q && found.k == expected.k && found.v == expected.v, "{name}");
+    for (name, mut driver) in drivers_in_every_order() {
+        let first = whole.run(&mut *driver, 3, counts(n));
+        whole.check(&first);
+        let again = whole.run(&mut *driver, 4, counts(n));
+        assert!(again.q == first.q && again.k == first.k && again.v == first.v, "{name}");
+        let alone = Case { rows: whole.rows[..1].to_vec(), ..cases().swap_remove(4) };
+        let found = alone.run(&mut *driver, 1, counts(1));
+        let width = whole.heads * whole.head_dim;
+        assert!(found.q[..width] == first.q[..width], "{name}");
     }
-    let alone = Case { rows: whole.rows[..1].to_vec(), ..cases().swap_remove(4) };
-    let found = alone.run(&mut *first_driver(), 1, counts(1));
-    let width = whole.heads * whole.head_dim;
-    assert!(found.q[..width] == expected.q[..width]);
 }
 
 #[test]
 fn neither_slots_nor_counts_lead_out_of_bounds() {
-    let mut driver = first_driver();
-    for seed in 0..20u32 {
-        let mut case = cases().swap_remove(1);
-        let slot = |i: u32| match (seed + i) % 3 {
-            0 => hash([seed, i, 0, 0, 0]),
-            1 => u32::MAX - i,
-            _ => 9 * 16 + i,
-        };
-        case.rows = (0..5).map(|i| (hash([seed, i, 1, 0, 0]), slot(i))).collect();
-        let results = case.run(&mut *driver, 9, counts(hash([seed, 0, 0, 0, 0]) as usize));
-        assert!(results.k.iter().chain(&results.v).all(|&bits| bits == 0xffff));
+    for (_, mut driver) in drivers() {
+        for seed in 0..20u32 {
+            let mut case = cases().swap_remove(1);
+            let slot = |i: u32| match (seed + i) % 3 {
+                0 => hash([seed, i, 0, 0, 0]),
+                1 => u32::MAX - i,
+                _ => 9 * 16 + i,
+            };
+            case.rows = (0..5).map(|i| (hash([seed, i, 1, 0, 0]), slot(i))).collect();
+            let results = case.run(&mut *driver, 9, counts(hash([seed, 0, 0, 0, 0]) as usize));
+            assert!(results.k.iter().chain(&results.v).all(|&bits| bits == 0xffff));
+        }
     }
 }

@@ -340,8 +340,7 @@ impl OnDevice {
         let rows = shape.max_rows as usize * 4;
         let table = case.plan.blocks.len().max(1) * 4;
         let cache = case.keys.len() * 2;
-        let mut sizes =
-            vec![out, out, partial, sums, 32, segments, items, items, rows, table, cache, cache];
+        let mut sizes = vec![out, out, partial, sums, 32, segments, items, items, rows, table, cache, cache];
         sizes.resize(12 + case.parts.len(), BEAM_VIEW_BYTES);
         let at = driver.allocate("attention test", &sizes).unwrap();
         for (at, &bytes) in at.iter().zip(&sizes) {

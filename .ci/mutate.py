@@ -151,7 +151,7 @@ class Tests:
 
 
 SANITIZERS = {
-    "thread": {"TSAN_OPTIONS": "halt_on_error=1 report_signal_unsafe=0 exitcode=66"},
+    "thread": {"TSAN_OPTIONS": f"halt_on_error=1 report_signal_unsafe=0 suppressions={ROOT / '.ci' / 'tsan.txt'}"},
     "address": {"ASAN_OPTIONS": "detect_leaks=0 halt_on_error=1 handle_segv=0"},
 }
 

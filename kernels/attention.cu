@@ -202,6 +202,7 @@ DEVICE_INLINE void put(const AttentionArgs& a, const Tile& t, uint32_t line, uin
     if (chunk == 0) a.partial_sums[place] = make_float2(total.max, total.sum);
 }
 
+// Read anew for each unit: the wide kernel has no register to keep it in.
 DEVICE_INLINE uint32_t unit_count(const AttentionArgs& a) { return min(*a.item_count, a.max_items) * a.kv_heads; }
 
 // ------------------------------------------------------------------------------------------------------------------ narrow
@@ -316,8 +317,7 @@ DEVICE_INLINE void narrow_tile(const AttentionArgs& a, const Tile& t, T* ring, f
 #pragma unroll
     for (uint32_t i = 0; i < PORTIONS; i++) {
         const uint32_t line = (threadIdx.x + i * THREADS) / S::CHUNKS, chunk = (threadIdx.x + i * THREADS) % S::CHUNKS;
-        // Nobody reads a partial result in which the row sees nothing.
-        if (ranges[i].begin < ranges[i].end) put<T, HD>(a, t, line, chunk, portions[i].of_total, portions[i].total);
+        if (line < t.lines) put<T, HD>(a, t, line, chunk, portions[i].of_total, portions[i].total);
     }
 }
 
@@ -331,8 +331,7 @@ DEVICE_INLINE void narrow(const AttentionArgs& a) {
     float2* const stats = carver.take<float2>(WARPS * LINES);
     dev::dependency_wait();
     dev::dependency_trigger();
-    const uint32_t units = unit_count(a);
-    for (uint32_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    for (uint32_t unit = blockIdx.x; unit < unit_count(a); unit += gridDim.x) {
         Tile t;
         if (tile_of<LINES>(a, unit, t)) narrow_tile<T, HD>(a, t, ring + threadIdx.x / 32 * PIECES * S::PIECE, sums, stats);
     }
@@ -340,11 +339,11 @@ DEVICE_INLINE void narrow(const AttentionArgs& a) {
 
 // -------------------------------------------------------------------------------------------------------------------- wide
 
-// A warp's lines after some groups: the present chunk in registers, as mma leaves it; the chunks before in shared memory.
+// A warp's lines after some groups: the present chunk in registers, as mma leaves it; the chunks before in shared memory (`sums`, `stats`).
 template <int HD>
 struct Lines {
     KeyRange seen[2];
-    Softmax chunk[2], total[2];
+    Softmax chunk[2];
     float values[Shape<HD>::COLUMNS][4] = {};
 
     // Two dimensions of one of the lane's lines in shared memory.
@@ -352,16 +351,22 @@ struct Lines {
         return reinterpret_cast<float2*>(sums + (lane / 4 + 8 * h) * Shape<HD>::STRIDE + lane % 4 * 2 + column * 8);
     }
 
-    DEVICE_INLINE void begin(float* sums, uint32_t lane) {
+    // The first barrier of the tile makes this visible.
+    static DEVICE_INLINE void begin(float* sums, float2* stats, uint32_t lane) {
 #pragma unroll
         for (uint32_t i = 0; i < 2 * Shape<HD>::COLUMNS; i++) *total_of(sums, i % 2, i / 2, lane) = make_float2(0.0f, 0.0f);
+        if (lane < LINES) stats[lane] = make_float2(-INFINITY, 0.0f);
     }
 
-    DEVICE_INLINE void end_chunk(float* sums, uint32_t lane) {
+    DEVICE_INLINE void end_chunk(float* sums, float2* stats, uint32_t lane) {
+        const float2 old[2] = {stats[lane / 4], stats[lane / 4 + 8]};
+        __syncwarp();   // four lanes read a line's, one of them writes it
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
             if (chunk[h].sum == 0.0f) continue;   // the line sees nothing in the chunk
-            const Factors f = join(total[h], chunk[h]);
+            Softmax total = {old[h].x, old[h].y};
+            const Factors f = join(total, chunk[h]);
+            if (lane % 4 == 0) stats[lane / 4 + 8 * h] = make_float2(total.max, total.sum);
 #pragma unroll
             for (uint32_t c = 0; c < Shape<HD>::COLUMNS; c++) {
                 float2* const place = total_of(sums, h, c, lane);
@@ -434,7 +439,7 @@ DEVICE_INLINE void wide_tile(const AttentionArgs& a, const Tile& t, T* stages, u
     uint32_t q[S::STEPS][4];
     load_queries<T, HD>(q, a, t, warp * LINES, lane);
     Lines<HD> lines;
-    lines.begin(sums, lane);
+    lines.begin(sums, stats, lane);
     lines.seen[0] = line_keys(a, t, warp * LINES + lane / 4);
     lines.seen[1] = line_keys(a, t, warp * LINES + lane / 4 + 8);
     const uint32_t mine = t.lines > warp * LINES ? min(t.lines - warp * LINES, LINES) : 0;
@@ -452,19 +457,14 @@ DEVICE_INLINE void wide_tile(const AttentionArgs& a, const Tile& t, T* stages, u
             next = block(group + 2);
         }
         if (range.meets(group * GROUP_KEYS, (group + 1) * GROUP_KEYS)) meet<T, HD>(lines, q, keys, keys + GROUP, group * GROUP_KEYS, a.scale, lane);
-        if ((group + 1) % chunk_groups == 0 || group == last) lines.end_chunk(sums, lane);
+        if ((group + 1) % chunk_groups == 0 || group == last) lines.end_chunk(sums, stats, lane);
     }
     // `stage` is now the one after the last; the last is the other.
     stage ^= 1;
 
-#pragma unroll
-    for (uint32_t h = 0; h < 2; h++) {
-        if (lane % 4 == 0) stats[lane / 4 + 8 * h] = make_float2(lines.total[h].max, lines.total[h].sum);
-    }
     __syncwarp();   // the warp's lines are in shared memory
     for (uint32_t i = lane; i < mine * S::CHUNKS; i += 32) {
         const uint32_t line = i / S::CHUNKS, chunk = i % S::CHUNKS;
-        if (stats[line].y == 0.0f) continue;   // nobody reads a partial result in which the row sees nothing
         const float4* const from = reinterpret_cast<const float4*>(sums + line * S::STRIDE + chunk * 8);
         const float4 low = from[0], high = from[1];
         const float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
@@ -483,9 +483,9 @@ DEVICE_INLINE void wide(const AttentionArgs& a) {
     float2* const stats = carver.take<float2>(WARPS * LINES);
     dev::dependency_wait();
     dev::dependency_trigger();
-    const uint32_t units = unit_count(a), warp = threadIdx.x / 32;
+    const uint32_t warp = threadIdx.x / 32;
     uint32_t stage = 0;
-    for (uint32_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    for (uint32_t unit = blockIdx.x; unit < unit_count(a); unit += gridDim.x) {
         Tile t;
         if (tile_of<WARPS * LINES>(a, unit, t)) wide_tile<T, HD>(a, t, stages, stage, sums + warp * LINES * S::STRIDE, stats + warp * LINES);
     }

@@ -11,7 +11,7 @@
 // element is 1 and every accumulator ends as 16 x rounds.
 //
 // matrix_ceiling_wgmma_bf16, sm_90a: the same of warpgroup products, which are half as fast again there. In each round each of two warpgroups
-// multiplies its 64 x 64 by one 64 x 256, both in shared memory, one round in flight while the next is issued: 2 x 64 x 256 x 64
+// multiplies its 64 x 64 by one 64 x 256, both in shared memory, and nothing waits before the last round: 2 x 64 x 256 x 64
 // multiplications of a block. With mask 0 every accumulator ends as 64 x rounds.
 #include "args.cuh"
 #include "device.cuh"
@@ -113,7 +113,6 @@ __device__ void wgmma_body(const MatrixCeilingArgs& a) {
 #pragma unroll
         for (uint32_t k = 0; k < K / 16; k++) dev::wgmma<T, COLUMNS>(sums, rows + 2 * k, columns + 2 * k, true);
         dev::wgmma_commit();
-        dev::wgmma_wait<1>();
     }
     dev::wgmma_wait<0>();
     float sum = 0;

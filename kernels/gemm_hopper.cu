@@ -96,12 +96,12 @@ DEVICE_INLINE void accumulate(float (&acc)[Tile<BM, BN>::COLUMNS / 2], const Til
     uint32_t before = 0;
     for (uint32_t step = 0; step < steps; step++, turn.advance()) {
         dev::mbarrier_wait(&ring.full[turn.stage], turn.phase);
-        const unsigned char* const x = ring.x(turn.stage) + (BM == 128 ? consumer * 64 * LINE_BYTES : 0);
-        const unsigned char* const w = ring.w(turn.stage) + (BM == 128 ? 0 : consumer * COLUMNS * LINE_BYTES);
+        const uint64_t x = dev::tile_descriptor(ring.x(turn.stage) + (BM == 128 ? consumer * 64 * LINE_BYTES : 0));
+        const uint64_t w = dev::tile_descriptor(ring.w(turn.stage) + (BM == 128 ? 0 : consumer * COLUMNS * LINE_BYTES));
         dev::wgmma_fence();
 #pragma unroll
         for (uint32_t kk = 0; kk < STEP / 16; kk++)   // 16 columns are 32 bytes of the swizzled line
-            dev::wgmma<T, COLUMNS>(acc, dev::tile_descriptor(x + kk * 32), dev::tile_descriptor(w + kk * 32), step + kk > 0);
+            dev::wgmma<T, COLUMNS>(acc, x + kk * 2, w + kk * 2, step + kk > 0);
         dev::wgmma_commit();
         // While this step's products run, the stage of the step before is given back.
         dev::wgmma_wait<1>();

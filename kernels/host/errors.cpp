@@ -46,10 +46,13 @@ void fail(Place place, const char* format, ...) {
 
 namespace {
 
-struct sigaction previous_segv, previous_bus, previous_fpe;
+struct sigaction previous_segv, previous_bus, previous_fpe, previous_ill;
 
 void pass_on(int signal, siginfo_t* info, void* context) {
-  const struct sigaction& previous = signal == SIGSEGV ? previous_segv : signal == SIGBUS ? previous_bus : previous_fpe;
+  const struct sigaction& previous = signal == SIGSEGV  ? previous_segv
+                                     : signal == SIGBUS ? previous_bus
+                                     : signal == SIGFPE ? previous_fpe
+                                                        : previous_ill;
   if (previous.sa_flags & SA_SIGINFO) {
     previous.sa_sigaction(signal, info, context);
   } else if (previous.sa_handler == SIG_DFL || previous.sa_handler == SIG_IGN) {
@@ -92,6 +95,8 @@ void Worker::record_fault() {
   const uint64_t guard = reinterpret_cast<uint64_t>(f->stack) - 4096;
   if (signal == SIGFPE) {
     snprintf(message, sizeof message, "integer division by zero, after this place");
+  } else if (signal == SIGILL) {
+    snprintf(message, sizeof message, "undefined behaviour that the compiler saw and made a trap of, after this place");
   } else if (fault_address >= guard && fault_address < guard + 4096) {
     snprintf(message, sizeof message, "stack overflow: a thread's local arrays take too much memory");
   } else if (fault_code == SI_KERNEL) {
@@ -113,6 +118,7 @@ void install_fault_handler() {
     sigaction(SIGSEGV, &action, &previous_segv);
     sigaction(SIGBUS, &action, &previous_bus);
     sigaction(SIGFPE, &action, &previous_fpe);
+    sigaction(SIGILL, &action, &previous_ill);
   });
 }
 

@@ -242,6 +242,7 @@ Fiber* Worker::take_fiber() {
 }
 
 void Worker::admit(uint64_t id) {
+  const Quiet quiet;
   const SiderealHostLaunch& launch = *job->launch;
   if (free_blocks.empty()) {
     owned.push_back(std::make_unique<Block>());
@@ -298,6 +299,7 @@ void Worker::admit(uint64_t id) {
 }
 
 void Worker::retire(Block* block) {
+  const Quiet quiet;
   for (Fiber* f : block->fibers) {
 #ifdef SIDEREAL_HOST_TSAN
     __tsan_destroy_fiber(f->sanitizer.tsan);
@@ -330,7 +332,13 @@ bool Worker::start_next() {
   return true;
 }
 
-void Worker::check_red_zones(Block* block) {
+// What a block that ended must not leave behind.
+void Worker::check_end(Block* block) {
+  if (!block->tiles.empty())
+    record_error(*this, block->fibers[0], 1, 0, block->tiles[0].place, "the block ended while this bulk copy was under way");
+  for (const WarpGroup& group : block->groups)
+    if (!group.open.empty() || !group.closed.empty())
+      record_error(*this, block->fibers[0], 1, 0, block->fibers[0]->place, "the block ended without waiting for its wgmma products");
   for (const RedZone& zone : block->zones)
     for (uint32_t i = zone.start; i < zone.end; i++)
       if (block->arena[i] != RED) {
@@ -435,7 +443,7 @@ void Worker::run(Job* next_job) {
         i++;
         continue;
       }
-      check_red_zones(block);
+      check_end(block);
       retire(block);
       resident.erase(resident.begin() + ptrdiff_t(i));
     }

@@ -196,7 +196,7 @@ struct Worker {
   void abandon();
   bool start_next();
   void stuck();
-  void check_red_zones(Block* block);
+  void check_end(Block* block);
   Fiber* take_fiber();
 };
 

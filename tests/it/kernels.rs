@@ -1,10 +1,14 @@
 //! Kernel-level tests: each family of kernels against its reference, on every driver there is.
 
+mod attention;
 mod ceilings;
 mod checks;
 mod embed;
 #[cfg(feature = "emulated")]
 mod emulator;
+mod norm;
+mod products;
+mod rope;
 mod sample;
 
 use bytemuck::Pod;

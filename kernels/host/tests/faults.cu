@@ -50,8 +50,9 @@ __device__ void synchronization(const CheckArgs& a) {
     case 6:
       if (t == 0) mbarrier_init(barrier, 8);
       __syncthreads();
-      if (t < 9) mbarrier_arrive(barrier);  // mistake 6
-      if (t >= 9) mbarrier_wait(barrier, 0);
+      if (t == 0) mbarrier_arrive_expect(barrier, 64);  // of which none will land
+      __syncthreads();
+      if (t < 8) mbarrier_arrive(barrier);  // mistake 6
       break;
     case 7:
       mbarrier_wait(barrier, 0);  // mistake 7
@@ -89,7 +90,7 @@ __device__ void memory(const CheckArgs& a) {
       in[-1] = t;
       break;
     case 23:
-      *words(0) = t;
+      *words(a.mode - 23) = t;
       break;
     case 24:
       small[t % 9] = t;
@@ -127,7 +128,7 @@ __device__ void memory(const CheckArgs& a) {
       out[t] = deep(100);
       break;
     case 31:
-      out[t] = 7 / (in[t] - in[t]);
+      out[t] = 7 / in[t];
       break;
     case 32:
       *reinterpret_cast<uint32_t*>(0xffffffffffffffffull) = t;

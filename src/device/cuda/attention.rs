@@ -138,8 +138,7 @@ impl Attention {
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) if there are none for this type and head width.
     pub fn new(driver: &mut dyn Driver, dtype: DType, shape: AttentionShape) -> Result<Attention> {
-        let names =
-            names(dtype, shape.head_dim).ok_or_else(|| no_head(dtype, shape.head_dim as usize))?;
+        let names = names(dtype, shape.head_dim).ok_or_else(|| no_head(dtype, shape.head_dim as usize))?;
         Ok(Attention {
             narrow: driver.kernel(names[0])?,
             wide: driver.kernel(names[1])?,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::args::mirrored;
 use super::driver::{DevicePtr, Driver, Launch};
 use crate::error::Result;
 
@@ -38,33 +39,28 @@ impl Extent {
     }
 }
 
-/// Arguments of `read_ceiling`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct ReadArgs {
-    /// `[vectors, 4]` words.
-    pub data: DevicePtr,
-    /// `[blocks]`: xor of the words that a block has read.
-    pub out: DevicePtr,
-    /// Vectors of 16 bytes.
-    pub vectors: u64,
-    /// Zero.
-    pub reserved: u64,
+mirrored! {
+    /// Arguments of `read_ceiling`.
+    ReadArgs [32] {
+        /// `[vectors, 4]` words.
+        data: DevicePtr,
+        /// `[blocks]`: xor of the words that a block has read.
+        out: DevicePtr,
+        /// Vectors of 16 bytes.
+        vectors: u64,
+        /// Zero.
+        reserved: u64,
+    }
+    /// Arguments of a [`Multiplier`].
+    MatrixArgs [16] {
+        /// Float `[blocks, THREADS]`: the sum of a thread's accumulators.
+        out: DevicePtr,
+        /// Rounds of products.
+        rounds: u32,
+        /// Bits of a pair of elements that are drawn; 0: every element is 1.
+        mask: u32,
+    }
 }
-const _: () = assert!(size_of::<ReadArgs>() == 32, "kernels/ceilings.cu says otherwise");
-
-/// Arguments of a [`Multiplier`].
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct MatrixArgs {
-    /// Float `[blocks, THREADS]`: the sum of a thread's accumulators.
-    pub out: DevicePtr,
-    /// Rounds of products.
-    pub rounds: u32,
-    /// Bits of a pair of elements that are drawn; 0: every element is 1.
-    pub mask: u32,
-}
-const _: () = assert!(size_of::<MatrixArgs>() == 16, "kernels/ceilings.cu says otherwise");
 
 /// Threads of a block of every kernel here.
 pub const THREADS: u32 = 256;

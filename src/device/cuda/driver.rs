@@ -22,7 +22,7 @@ impl DevicePtr {
 
     /// The address `bytes` further on.
     #[must_use]
-    #[allow(clippy::should_implement_trait)] // bytes, not an address, are added
+    #[allow(clippy::should_implement_trait)] // like the method of pointers, and as with them the sum is in bytes of an address
     pub fn add(self, bytes: usize) -> DevicePtr {
         DevicePtr(self.0 + bytes as u64)
     }
@@ -154,7 +154,8 @@ pub trait Driver: Send {
     /// Bytes of memory that are free now.
     fn free_memory(&mut self) -> Result<u64>;
 
-    /// Allocates one arena for a purpose and returns one address per size, each a multiple of 256. Contents are undefined.
+    /// Allocates one arena for a purpose and returns one address per size, each a multiple of 256 (of 16 on the emulated device,
+    /// where each buffer ends at a page that faults). Contents are undefined.
     ///
     /// # Errors
     /// [`Error::Device`] with what was needed and what is there.

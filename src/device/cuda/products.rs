@@ -8,6 +8,8 @@
 //! Default: `skinny` for buckets of at most 32 rows, tiles above. Reproducible: `skinny` for every bucket, whose order of sums
 //! depends on `k` alone; W is then read from level 2 once per 32 rows.
 
+use bytemuck::{Pod, Zeroable};
+
 use super::args::mirrored;
 use super::driver::{DevicePtr, Driver, Kernel, Launch, TensorMap, TensorMapSpec, failed};
 use super::norm::{NormRows, RmsNorm, half_index};
@@ -54,7 +56,7 @@ mirrored! {
 
 /// Arguments of `gemm_hopper`.
 #[repr(C, align(64))]
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct BulkProductArgs {
     x_map: TensorMap,
     w_map: TensorMap,
@@ -328,7 +330,7 @@ impl Products {
         let (capability, multiprocessors) =
             (driver.properties().capability, driver.properties().multiprocessors);
         let bulk = match capability {
-            (9, 0) => Some(resolve(driver, BULK.each_ref().map(|t| t.names[half]))?),
+            (9, 0) => resolve(driver, BULK.each_ref().map(|t| t.names[half])).ok(),
             _ => None,
         };
         Ok(Products {

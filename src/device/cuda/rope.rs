@@ -115,7 +115,5 @@ impl RopeCache {
 
 /// What is said of a head width that no kernel was compiled for.
 pub(super) fn no_head(dtype: DType, head_dim: usize) -> crate::error::Error {
-    failed(format_args!(
-        "heads of {head_dim} elements of {dtype}: expected 16, 32, 64 or 128 of bf16 or f16"
-    ))
+    failed(format_args!("heads of {head_dim} elements of {dtype}: expected 16, 32, 64 or 128 of bf16 or f16"))
 }

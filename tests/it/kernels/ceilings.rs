@@ -9,7 +9,7 @@ use super::{download, drivers, upload};
 
 fn launch(driver: &mut dyn Driver, name: &str, blocks: usize) -> Launch {
     let kernel = driver.kernel(name).unwrap();
-    Launch { kernel, grid: [blocks as u32, 1, 1], threads: THREADS, shared: 0, dependent: false }
+    Launch { kernel, grid: [blocks as u32, 1, 1], threads: THREADS, shared: 0, dependent: true }
 }
 
 fn read(driver: &mut dyn Driver, words: &[u32], blocks: usize) -> Vec<u32> {

@@ -42,7 +42,8 @@ fn complaint(options: EmulatedOptions, kernel: &str, mode: u32, shared: u32) -> 
     };
     let kernel = driver.kernel(kernel).unwrap();
     driver.run(&Launch { shared, dependent: mode == 34, ..launch(kernel, 64) }, &args).unwrap();
-    let error = driver.synchronize().unwrap_err().to_string();
+    let Err(error) = driver.synchronize() else { panic!("mistake {mode} was not found") };
+    let error = error.to_string();
     // It is sticky.
     assert_eq!(driver.synchronize().unwrap_err().to_string(), error);
     assert_eq!(driver.fill(buffers[0], 0, 4).unwrap_err().to_string(), error);

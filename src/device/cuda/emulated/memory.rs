@@ -10,6 +10,9 @@ const POISON: u8 = 0xff;
 /// A buffer's end is this far from the faulting page at most.
 const ALIGN: usize = 16;
 
+/// Bytes before a buffer that are looked at after each launch; where it begins on a page, that page faults anyhow.
+const BEFORE: usize = 128;
+
 /// One buffer of an arena.
 struct Buffer {
     purpose: &'static str,
@@ -169,16 +172,22 @@ impl Memory {
         }
     }
 
-    /// Fails if somebody wrote into the few bytes between the end of a buffer and the page behind it.
-    pub fn check_ends(&self) -> Result<()> {
-        for (&at, buffer) in self.buffers.iter().filter(|(_, b)| !b.freed && b.bytes % ALIGN != 0) {
-            let slack = buffer.bytes.next_multiple_of(ALIGN) - buffer.bytes;
-            // SAFETY: the bytes up to the next multiple lie in the buffer's mapping.
-            let end = unsafe { std::slice::from_raw_parts((at as usize + buffer.bytes) as *const u8, slack) };
-            if let Some(i) = end.iter().position(|&byte| byte != POISON) {
-                return Err(failed(format_args!(
-                    "access out of range: byte {i} past the end of {buffer} was written"
-                )));
+    /// Fails if somebody wrote just before a buffer, or between its end and the page behind it.
+    pub fn check_ends(&self) -> Result<(), String> {
+        let poisoned = |at: usize, bytes: usize| {
+            // SAFETY: the caller names bytes of a live buffer's readable pages.
+            let slice = unsafe { std::slice::from_raw_parts(at as *const u8, bytes) };
+            slice.iter().position(|&byte| byte != POISON)
+        };
+        for (&at, buffer) in self.buffers.iter().filter(|(_, b)| !b.freed && b.bytes > 0) {
+            let (start, end) = (at as usize, at as usize + buffer.bytes);
+            let before = (start - buffer.mapping - self.page).min(BEFORE);
+            if let Some(i) = poisoned(start - before, before) {
+                let distance = before - i;
+                return Err(format!("access out of range: {distance} bytes before {buffer} was written"));
+            }
+            if let Some(i) = poisoned(end, end.next_multiple_of(ALIGN) - end) {
+                return Err(format!("access out of range: byte {i} past the end of {buffer} was written"));
             }
         }
         Ok(())

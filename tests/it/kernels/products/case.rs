@@ -18,12 +18,12 @@ pub fn rounded(dtype: DType, value: f32) -> f32 {
     }
 }
 
-/// Half a unit in the last place of `dtype`, of 1.
+/// The largest relative error of rounding to `dtype`.
 pub fn unit(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => 2f64.powi(-24),
-        DType::Bf16 => 2f64.powi(-9),
-        DType::F16 => 2f64.powi(-12),
+        DType::Bf16 => 2f64.powi(-8),
+        DType::F16 => 2f64.powi(-11),
     }
 }
 
@@ -176,7 +176,8 @@ impl Case {
     fn normed(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
         let mean = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / x.len() as f64;
         let scale = 1.0 / (mean + f64::from(EPS)).sqrt();
-        let product = |(v, w): (&f32, &f32)| rounded(self.dtype, (f64::from(*v) * scale * f64::from(*w)) as f32);
+        let product =
+            |(v, w): (&f32, &f32)| rounded(self.dtype, (f64::from(*v) * scale * f64::from(*w)) as f32);
         x.iter().zip(weight).map(product).collect()
     }
 }

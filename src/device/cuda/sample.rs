@@ -13,8 +13,6 @@
 //! What a row asks for travels as a [`TextInfo`], its penalties, bias and bans as a run of [`TextEdit`]s, ascending by token. The device
 //! places both in its plan buffer.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::args::mirrored;
 use super::driver::{DevicePtr, Driver, Kernel, Launch, failed};
 use crate::device::cpu::sample::{GREEDY, TextSampler};

@@ -328,6 +328,13 @@ fn ways(vocab: usize) -> Vec<Case> {
         (row.target, row.top_logprobs) = (None, row.top_logprobs.max(3));
         cases.push((logits(kind, vocab, &mut dice), row));
     }
+    // The nucleus lies beyond the head, but not beyond what is edited.
+    for top_p in [0.25, 0.3, 0.35] {
+        let sampling = Sampling { top_p, repetition_penalty: 1.000_1, seed: dice.next(), ..plain() };
+        let counts =
+            (0..vocab as u32).filter(|t| t % 5 < 2).map(|t| TokenCount { token: TokenId(t), answer: 0 });
+        cases.push((logits(0, vocab, &mut dice), TextRow { counts: counts.collect(), ..row(sampling) }));
+    }
     cases
 }
 
@@ -394,6 +401,11 @@ fn hostile_records(driver: &mut dyn Driver) {
         bench.sampler.plan(&rows, |i| (i * text.vocab) as u64).unwrap();
         let mut words: Vec<u32> = bytemuck::cast_slice(bench.sampler.records()).to_vec();
         spoil(&mut words, round % 4 == 0, &mut dice);
+        if round % 4 == 1 {
+            // More likeliest tokens than there are, into the last entry of the results.
+            let last = max_rows as u32 * (1 + MAX_TOP / 2) - 1;
+            words.chunks_mut(20).for_each(|record| (record[18], record[19]) = (u32::MAX, last));
+        }
         let edits: Vec<u32> =
             (0..max_edits * 2).map(|_| dice.next() as u32 >> (dice.below(3) * 14)).collect();
         let mut counts = [dice.next() as u32; 8];

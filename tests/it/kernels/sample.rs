@@ -328,6 +328,13 @@ fn ways(vocab: usize) -> Vec<Case> {
         (row.target, row.top_logprobs) = (None, row.top_logprobs.max(3));
         cases.push((logits(kind, vocab, &mut dice), row));
     }
+    // The nucleus lies beyond the head, but not beyond what is edited.
+    for top_p in [0.25, 0.3, 0.35] {
+        let sampling = Sampling { top_p, repetition_penalty: 1.000_1, seed: dice.next(), ..plain() };
+        let counts =
+            (0..vocab as u32).filter(|t| t % 5 < 2).map(|t| TokenCount { token: TokenId(t), answer: 0 });
+        cases.push((logits(0, vocab, &mut dice), TextRow { counts: counts.collect(), ..row(sampling) }));
+    }
     cases
 }
 
@@ -394,6 +401,11 @@ fn hostile_records(driver: &mut dyn Driver) {
         bench.sampler.plan(&rows, |i| (i * text.vocab) as u64).unwrap();
         let mut words: Vec<u32> = bytemuck::cast_slice(bench.sampler.records()).to_vec();
         spoil(&mut words, round % 4 == 0, &mut dice);
+        if round % 4 == 1 {
+            // More likeliest tokens than there are, into the last entry of the results.
+            let last = max_rows as u32 * (1 + MAX_TOP / 2) - 1;
+            words.chunks_mut(20).for_each(|record| (record[18], record[19]) = (u32::MAX, last));
+        }
         let edits: Vec<u32> =
             (0..max_edits * 2).map(|_| dice.next() as u32 >> (dice.below(3) * 14)).collect();
         let mut counts = [dice.next() as u32; 8];
@@ -418,11 +430,9 @@ fn hostile_records_fault_nothing() {
     drivers().iter_mut().for_each(|(_, driver)| hostile_records(&mut **driver));
 }
 
-#[test]
-fn plans_beyond_the_limits_are_refused() {
-    let (_, mut driver) = drivers().remove(0);
+fn limits(driver: &mut dyn Driver) {
     let text = Text::all(100);
-    let mut bench = Bench::new(&mut *driver, &text, 2, 3);
+    let mut bench = Bench::new(driver, &text, 2, 3);
     let fine = row(Sampling::default());
     assert!(bench.sampler.plan(&[fine.clone(), fine.clone()], |_| 0).is_ok());
     assert!(bench.sampler.plan(&[fine.clone(), fine.clone(), fine.clone()], |_| 0).is_err());
@@ -431,4 +441,9 @@ fn plans_beyond_the_limits_are_refused() {
     let banned = |n: u32| TextRow { banned: (0..n).map(TokenId).collect(), ..fine.clone() };
     assert!(bench.sampler.plan(&[banned(3)], |_| 0).is_ok());
     assert!(bench.sampler.plan(&[banned(2), banned(2)], |_| 0).is_err());
+}
+
+#[test]
+fn plans_beyond_the_limits_are_refused() {
+    drivers().iter_mut().for_each(|(_, driver)| limits(&mut **driver));
 }

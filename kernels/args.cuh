@@ -22,6 +22,12 @@ constexpr uint32_t MAX_WIDTH = 1024;    // beams of a search
 constexpr uint32_t MAX_LEVELS = 16;     // levels of a SID
 constexpr uint32_t NONE = 0xffffffffu;
 
+// A matrix in global memory as the copy engine sees it; made by the driver, and part of an argument struct.
+struct alignas(64) TensorMap {
+    uint64_t words[16];
+};
+static_assert(sizeof(TensorMap) == 128, "src/device/cuda/driver.rs mirrors TensorMap");
+
 // ---------------------------------------------------------------------------------------------------- records of the plan
 
 // Lengths of the plan's arrays, first in the plan buffer.
@@ -102,6 +108,39 @@ struct AttentionItem {
 };
 ARGS_SIZE(AttentionItem, 32);
 
+// ----------------------------------------------------------------------------------------------------------------- probe, checks
+
+struct ProbeArgs {
+    const float* x;               // [count]
+    float* y;                     // [count]
+    uint64_t count;
+    float scale;
+    float offset;
+};
+ARGS_SIZE(ProbeArgs, 32);
+
+// kernels/checks.cu: each kernel says what it reads and writes.
+struct CheckArgs {
+    uint64_t in;
+    uint64_t in2;
+    uint64_t out;
+    uint64_t out2;
+    uint64_t n;
+    uint32_t mode;
+    uint32_t unused;
+};
+ARGS_SIZE(CheckArgs, 48);
+
+// kernels/checks.cu: out [64, N] = a [64, k] b [N, k]^T.
+struct CheckProductArgs {
+    TensorMap a;
+    TensorMap b;
+    uint64_t out;                 // float [64, N]
+    uint64_t k;
+    uint64_t unused[6];
+};
+static_assert(sizeof(CheckProductArgs) == 320, "src/device/cuda/args.rs mirrors CheckProductArgs");
+
 // ------------------------------------------------------------------------------------------------------- embed, rms_norm
 
 struct EmbedArgs {
@@ -137,6 +176,39 @@ ARGS_SIZE(NormArgs, 64);
 
 // ------------------------------------------------------------------------------------------------------------- products
 
+// What becomes of a product: rounded and stored; stored as float; added to `out`, which is the residual stream; or, with the gate's rows of W
+// before the up projection's, out[j] = silu(gate_j) * up_j.
+constexpr uint32_t EPILOGUE_STORE = 0, EPILOGUE_FLOAT = 1, EPILOGUE_RESIDUAL = 2, EPILOGUE_GATED = 3;
+
+// out [rows, n] = x [rows, k] W [n, k]^T + bias; gated: out [rows, n / 2].
+struct ProductArgs {
+    const void* x;             // [max_rows, k]
+    const void* w;             // [n, k]
+    const float* bias;         // [n] or null
+    const float* norm;         // [k]: weights of an RMS norm of x before the product; only where the entry says so
+    void* out;                 // row i of the group begins at element group->out + i * ld_out
+    const RowGroup* group;
+    uint64_t capacity;         // elements of out
+    uint32_t n;
+    uint32_t k;                // a multiple of 8
+    uint32_t max_rows;         // of x
+    uint32_t bucket;           // most rows of the group; the grid covers them
+    uint32_t ld_out;
+    uint32_t epilogue;
+    float eps;                 // of the norm
+    uint32_t reserved[3];
+};
+ARGS_SIZE(ProductArgs, 96);
+
+// A product whose operands arrive by bulk copies. The descriptors come first: they are 64-byte aligned.
+struct alignas(64) BulkProductArgs {
+    TensorMap x_map;           // x [max_rows, k] in boxes of 64 rows
+    TensorMap w_map;           // W [n, k] in boxes of w_box rows
+    ProductArgs product;
+    uint32_t w_box;
+    uint32_t reserved[7];
+};
+static_assert(sizeof(BulkProductArgs) == 384 && alignof(BulkProductArgs) == 64, "src/device/cuda/products.rs mirrors BulkProductArgs");
 
 
 // ------------------------------------------------------------------------------------- q/k norm, rope, cache; attention
@@ -189,41 +261,78 @@ ARGS_SIZE(AttentionArgs, 144);
 
 // ------------------------------------------------------------------------------------------------------------- sampling
 
+constexpr uint32_t TEXT_DRAW = 0, TEXT_GREEDY = 1, TEXT_TARGET = 2;
+constexpr uint32_t EDIT_COUNT = 0, EDIT_BIAS = 1, EDIT_BAN = 2;   // bits 30 and 31 of an edit; the others are the token
+constexpr uint32_t TEXT_CHUNK = 8192;                             // tokens of a row that one block scans
+constexpr uint32_t TEXT_BLOCK = 64;                               // tokens of an entry of the tables of maxima
+constexpr uint32_t MAX_TOP = 64;                                  // likeliest tokens reported
 
+// One text row of the plan.
+struct TextInfo {
+    uint64_t logits;          // element at which the row's logits begin
+    uint64_t seed;
+    uint64_t draw;
+    uint32_t kind;            // TEXT_*
+    uint32_t target;          // token to score
+    uint32_t allow_open;      // not 0: the opener may be chosen
+    uint32_t top_k;           // 0: off
+    float temperature;
+    float top_p;              // 1: off
+    float least;              // min-p: smallest scaled logit that stays; minus infinity: off
+    float repetition;
+    float presence;
+    float frequency;
+    uint32_t edit_first;      // the row's edits, ascending by token
+    uint32_t edit_count;
+    uint32_t top;             // likeliest tokens asked for
+    uint32_t result;          // the row's first entry of `results`
+};
+ARGS_SIZE(TextInfo, 80);
+
+// What a block says of its part of a row.
+struct TextPart {
+    float raw_max;            // of the logits
+    float raw_sum;            // of exp(x - raw_max); NaN if a logit is
+    float max;                // of the logits that may be chosen and are not edited
+    float sum;                // of exp((x - max) / temperature) of those, where top_p needs it
+};
+ARGS_SIZE(TextPart, 16);
+
+// What the choice of a row leaves to the draw.
+struct TextState {
+    uint64_t head;            // best draw among the candidates looked at
+    uint64_t best;            // best draw of all
+    uint64_t cut;             // smallest candidate that top-k, top-p and min-p leave
+    float max;                // largest logit after edits and masks
+    float log_sum;            // of the row's own logits
+    uint32_t wide;            // 0: nothing is left to draw
+    uint32_t done;            // blocks of the draw that are done
+    uint32_t reserved[2];
+};
+ARGS_SIZE(TextState, 48);
+
+struct SampleArgs {
+    const float* logits;
+    const TextInfo* rows;
+    const uint2* edits;           // [max_edits]: (EDIT_* << 30 | token, operand)
+    const StepCounts* counts;
+    const uint32_t* allowed;      // [parts * TEXT_CHUNK / 32]: bits of the tokens that text may contain
+    uint32_t* masks;              // [max_rows, parts * TEXT_CHUNK / 32]: those of a row that are not edited
+    float* raw_maxima;            // [max_rows, parts * TEXT_CHUNK / TEXT_BLOCK], where likeliest tokens are asked for
+    float* maxima;                // likewise, of the tokens in the mask
+    TextPart* parts_of;           // [max_rows, parts]
+    float* edited;                // [max_edits]: logits after edits; minus infinity but at a token's first edit
+    TextState* states;            // [max_rows]
+    uint4* results;               // [max_results]: per row (token, log-probability, fault, found | asked << 16), then pairs (token, log-probability)
+    uint64_t logits_len;          // elements of logits
+    uint32_t vocab;
+    uint32_t opener;              // NONE: there is none
+    uint32_t parts;               // ceil(vocab / TEXT_CHUNK)
+    uint32_t max_rows;
+    uint32_t max_edits;
+    uint32_t max_results;
+};
+ARGS_SIZE(SampleArgs, 128);
 
 // ------------------------------------------------------------------------------------------------------------- SID step
 
-// -------------------------------------------------------------------------------------------- tensor maps, probe, checks
-
-// A matrix in global memory as the copy engine sees it; made by the driver, and part of an argument struct.
-struct alignas(64) TensorMap {
-  uint64_t words[16];
-};
-static_assert(sizeof(TensorMap) == 128);
-
-// kernels/probe.cu
-struct ProbeArgs {
-  uint64_t x;      // float [count]
-  uint64_t y;      // float [count]
-  uint64_t count;
-  float scale, offset;
-};
-static_assert(sizeof(ProbeArgs) == 32);
-
-// kernels/checks.cu: each kernel says what it reads and writes
-struct CheckArgs {
-  uint64_t in, in2;
-  uint64_t out, out2;
-  uint64_t n;
-  uint32_t mode, unused;
-};
-static_assert(sizeof(CheckArgs) == 48);
-
-// kernels/checks.cu: out [64, N] = a [64, k] b [N, k]^T
-struct ProductArgs {
-  TensorMap a, b;
-  uint64_t out;  // float [64, N]
-  uint64_t k;
-  uint64_t unused[6];
-};
-static_assert(sizeof(ProductArgs) == 320);

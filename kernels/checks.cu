@@ -118,7 +118,7 @@ constexpr int STAGES = 3, DEPTH = 64;
 
 // out [64, N] = a [64, k] b [N, k]^T for any k: a ring of tiles, filled by one thread of a producer warp, emptied by one warpgroup.
 template <class T, int N>
-__device__ void ring_product(const ProductArgs& a) {
+__device__ void ring_product(const CheckProductArgs& a) {
 #if !defined(__CUDACC__) || defined(SIDEREAL_HOPPER)
   dependency_wait();
   DYNAMIC_SHARED(base);
@@ -175,9 +175,9 @@ KERNEL(check_mma_f16, CheckArgs, 32, 1) { one_mma<f16>(a); }
 KERNEL(check_collectives, CheckArgs, 32, 1) { collectives(a); }
 KERNEL(check_grid_barrier, CheckArgs, 32, 1) { grid_barrier(a); }
 KERNEL(check_hand_over, CheckArgs, 64, 1) { hand_over(a); }
-KERNEL(check_wgmma_64_bf16, ProductArgs, 256, 1) { ring_product<bf16, 64>(a); }
-KERNEL(check_wgmma_128_bf16, ProductArgs, 256, 1) { ring_product<bf16, 128>(a); }
-KERNEL(check_wgmma_256_bf16, ProductArgs, 256, 1) { ring_product<bf16, 256>(a); }
-KERNEL(check_wgmma_64_f16, ProductArgs, 256, 1) { ring_product<f16, 64>(a); }
-KERNEL(check_wgmma_128_f16, ProductArgs, 256, 1) { ring_product<f16, 128>(a); }
-KERNEL(check_wgmma_256_f16, ProductArgs, 256, 1) { ring_product<f16, 256>(a); }
+KERNEL(check_wgmma_64_bf16, CheckProductArgs, 256, 1) { ring_product<bf16, 64>(a); }
+KERNEL(check_wgmma_128_bf16, CheckProductArgs, 256, 1) { ring_product<bf16, 128>(a); }
+KERNEL(check_wgmma_256_bf16, CheckProductArgs, 256, 1) { ring_product<bf16, 256>(a); }
+KERNEL(check_wgmma_64_f16, CheckProductArgs, 256, 1) { ring_product<f16, 64>(a); }
+KERNEL(check_wgmma_128_f16, CheckProductArgs, 256, 1) { ring_product<f16, 128>(a); }
+KERNEL(check_wgmma_256_f16, CheckProductArgs, 256, 1) { ring_product<f16, 256>(a); }

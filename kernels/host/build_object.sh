@@ -2,6 +2,7 @@
 # Compiles kernels for the host into a shared object for SIDEREAL_HOST_KERNELS. Run from the repository's root:
 #   kernels/host/build_object.sh OUT.so [address|thread|none] [FILE.cu ...]       default: all kernels, no sanitizer
 # A sanitizer's runtime has to be loaded first: LD_PRELOAD=$(g++ -print-file-name=libasan.so) (or libtsan.so) before the program.
+# With the thread sanitizer also TSAN_OPTIONS=ignore_noninstrumented_modules=1, since the Rust code around it is not compiled for it.
 # The runtime's objects are kept next to OUT.so and made again when their sources are newer.
 set -e
 out=$1; shift

@@ -115,10 +115,10 @@ void land(Block* block, const PendingTile& tile) {
   __tsan_switch_to_fiber(tile.by->sanitizer.tsan, 1);
 #endif
   const size_t start = size_t(tile.to - block->arena);
+  writes(tile.to, map.box_rows * 128);
   for (uint64_t r = 0; r < map.box_rows; r++)
     for (int c = 0; c < BOX_COLUMNS; c += CHUNK)
       land_chunk(map, tile.row + int64_t(r), tile.column + c, block->arena + swizzled(start + r * 128 + size_t(c) * 2));
-  writes(tile.to, map.box_rows * 128);
   update(tile.barrier, 0, -int32_t(map.box_rows * 128), tile.place);
 #ifdef SIDEREAL_HOST_TSAN
   __tsan_switch_to_fiber(f->sanitizer.tsan, 1);
@@ -140,20 +140,22 @@ void tma_load_2d(void* to, const void* tensor_map, int column, int row, uint64_t
   if (offset + map.box_rows * 128 > SHARED_ARENA) fail(place, "tma: the tile at %p is not in dynamic shared memory", to);
   f->place = place;
   const PendingTile tile{static_cast<unsigned char*>(to), tensor_map, column, row, barrier, f, place};
-  if (launch_of(f).early)
+  if (launch_of(f).early) {
     land(block, tile);
-  else
-    block->tiles.push_back(tile);
+    return;
+  }
+  const Quiet quiet;
+  block->tiles.push_back(tile);
 }
 
 // One at a time, the first or the last by the order of the launch: copies may land in any order.
 void land_tile(Block* block) {
   const bool last = launch_of(self()).order & 1;
   const PendingTile tile = last ? block->tiles.back() : block->tiles.front();
-  if (last)
-    block->tiles.pop_back();
-  else
-    block->tiles.erase(block->tiles.begin());
+  {
+    const Quiet quiet;
+    block->tiles.erase(last ? block->tiles.end() - 1 : block->tiles.begin());
+  }
   land(block, tile);
 }
 
@@ -194,7 +196,6 @@ void decode(const Block* block, uint64_t descriptor, int rows, float (*out)[DEPT
     for (int c = 0; c < DEPTH; c += CHUNK) {
       const size_t at = swizzled(start + size_t(r / 8) * group + size_t(r % 8) * 128 + size_t(c) * 2);
       uint16_t chunk[CHUNK];
-      reads(block->arena + at, sizeof chunk);
       memcpy(chunk, block->arena + at, sizeof chunk);
       for (int i = 0; i < CHUNK; i++) {
         if constexpr (IsBf16)
@@ -218,7 +219,18 @@ struct Scratch {
   float a[ROWS][DEPTH], b_rows[MOST_COLUMNS][DEPTH], b[DEPTH][MOST_COLUMNS], sums[ROWS][MOST_COLUMNS];
 };
 
+// What the sanitizers should know of a product's reads, row by row.
+void watch_reads(const Block* block, uint64_t descriptor, int rows) {
+  const size_t start = size_t(descriptor & 0x3fff) << 4, group = size_t(descriptor >> 32 & 0x3fff) << 4;
+  for (int r = 0; r < rows; r++)
+    for (size_t c = 0; c < DEPTH * 2; c += 16)
+      reads(block->arena + swizzled(start + size_t(r / 8) * group + size_t(r % 8) * 128 + c), 16);
+}
+
 void perform(const Block* block, const PendingProduct& product) {
+  watch_reads(block, product.a, ROWS);
+  watch_reads(block, product.b, int(product.n));
+  const Quiet quiet;
   static thread_local std::unique_ptr<Scratch> scratch = std::make_unique<Scratch>();
   Scratch& s = *scratch;
   const int n = int(product.n);
@@ -263,10 +275,12 @@ void wgmma(float* d, uint32_t n, bool is_bf16, uint64_t a, uint64_t b, bool accu
   }
   meet_group("wgmma", d, place, [f](WarpGroup& group) {
     for (int t = 0; t < GROUP; t++) group.next.d[t] = static_cast<float*>(group.argument[t]);
-    if (launch_of(f).early)
+    if (launch_of(f).early) {
       perform(block_of(f), group.next);
-    else
-      group.open.push_back(group.next);
+      return;
+    }
+    const Quiet quiet;
+    group.open.push_back(group.next);
   });
 }
 
@@ -276,6 +290,7 @@ void wgmma_commit(Place place) {
   f->place = place;
   if (f->linear % GROUP) return;
   WarpGroup& group = block_of(f)->groups[f->linear / GROUP];
+  const Quiet quiet;
   group.closed.push_back(std::move(group.open));
   group.open.clear();
 }
@@ -285,6 +300,7 @@ void wgmma_wait(uint32_t newest_left, Place place) {
   meet_group("wgmma_wait", nullptr, place, [block, newest_left](WarpGroup& group) {
     while (group.closed.size() > newest_left) {
       for (const PendingProduct& product : group.closed.front()) perform(block, product);
+      const Quiet quiet;
       group.closed.pop_front();
     }
   });

@@ -24,12 +24,10 @@ bool add_red_zone(Block* block, size_t start, size_t end, Place place) {
 }  // namespace
 
 void* shared_array(const void* key, size_t bytes, size_t align, Place place) {
+  const Quiet quiet;
   Block* const block = block_of(self());
   for (const StaticArray& array : block->arrays)
-    if (array.key == key) {
-      happens_after(&block->arrays);
-      return array.at;
-    }
+    if (array.key == key) return array.at;
   align = align < 16 ? 16 : align;
   if (align > 1024) fail(place, "a static shared array aligned to %zu bytes", align);
   block->static_declared = rounded_up(block->static_declared, align) + bytes;
@@ -44,11 +42,11 @@ void* shared_array(const void* key, size_t bytes, size_t align, Place place) {
   memset(at, POISON, bytes);
   add_red_zone(block, end, zone, place);
   block->arrays.push_back({key, at, bytes});
-  happens_before(&block->arrays);  // the poison is there for whoever names the array next
   return at;
 }
 
 void* carve(uint32_t& declared, uint32_t& actual, size_t bytes, size_t align, Place place) {
+  const Quiet quiet;
   Block* const block = block_of(self());
   if (align == 0 || (align & (align - 1)) || align > 1024) fail(place, "carver: an alignment of %zu", align);
   const size_t needed = rounded_up(declared, align) + bytes;
@@ -67,9 +65,7 @@ void* carve(uint32_t& declared, uint32_t& actual, size_t bytes, size_t align, Pl
     memset(block->arena + start, POISON, bytes);
     add_red_zone(block, end, zone, place);
     block->dynamic_used = zone;
-    happens_before(&block->dynamic_used);  // the poison, as above
   } else {
-    happens_after(&block->dynamic_used);
     add_red_zone(block, end, zone, place);
   }
   return block->arena + start;
@@ -87,11 +83,10 @@ uint32_t shared_address(const void* pointer, Place place) {
 namespace {
 
 void land(const PendingCopy& copy) {
-  if (copy.valid) {
-    reads(copy.from, copy.valid);
-    memcpy(copy.to, copy.from, copy.valid);
-  }
+  if (copy.valid) reads(copy.from, copy.valid);
   writes(copy.to, copy.bytes);
+  const Quiet quiet;
+  if (copy.valid) memcpy(copy.to, copy.from, copy.valid);
   memset(static_cast<unsigned char*>(copy.to) + copy.valid, 0, copy.bytes - copy.valid);
 }
 
@@ -111,15 +106,18 @@ void cp_async(void* to, const void* from, uint32_t bytes, uint32_t valid, Place 
   if (offset + bytes > SHARED_ARENA + STATIC_ARENA) fail(place, "cp.async: %p is not an address in shared memory", to);
   f->place = place;
   const PendingCopy copy{to, from, bytes, valid};
-  if (launch_of(f).early)
+  if (launch_of(f).early) {
     land(copy);
-  else
-    groups_of(f).open.push_back(copy);
+    return;
+  }
+  const Quiet quiet;
+  groups_of(f).open.push_back(copy);
 }
 
 void cp_async_commit() {
   Fiber* const f = self();
   if (launch_of(f).early) return;
+  const Quiet quiet;
   CopyGroups& groups = groups_of(f);
   groups.closed.push_back(std::move(groups.open));
   groups.open.clear();
@@ -130,6 +128,7 @@ void cp_async_wait(uint32_t newest_left) {
   if (!f->copies) return;
   while (f->copies->closed.size() > newest_left) {
     for (const PendingCopy& copy : f->copies->closed.front()) land(copy);
+    const Quiet quiet;
     f->copies->closed.pop_front();
   }
 }

@@ -242,6 +242,7 @@ Fiber* Worker::take_fiber() {
 }
 
 void Worker::admit(uint64_t id) {
+  const Quiet quiet;
   const SiderealHostLaunch& launch = *job->launch;
   if (free_blocks.empty()) {
     owned.push_back(std::make_unique<Block>());
@@ -298,6 +299,7 @@ void Worker::admit(uint64_t id) {
 }
 
 void Worker::retire(Block* block) {
+  const Quiet quiet;
   for (Fiber* f : block->fibers) {
 #ifdef SIDEREAL_HOST_TSAN
     __tsan_destroy_fiber(f->sanitizer.tsan);

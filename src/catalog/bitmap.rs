@@ -60,6 +60,12 @@ impl Bitmap {
         &self.words
     }
 
+    /// Set bits before every 512 bits, and at the end of all.
+    #[cfg(any(feature = "cuda", feature = "emulated"))]
+    pub(crate) fn counts(&self) -> &[u32] {
+        &self.before
+    }
+
     /// Bytes of words and directory.
     pub fn bytes(&self) -> usize {
         8 * self.words.len() + 4 * self.before.len()

@@ -30,6 +30,18 @@ enum Base {
     List(Arc<[u32]>),
 }
 
+/// What a mask consists of, for a device that answers its questions itself.
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum MaskBase<'a> {
+    /// Every SID.
+    All,
+    /// The set bits.
+    Bits(&'a Arc<Bitmap>),
+    /// Sorted.
+    List(&'a [u32]),
+}
+
 impl Set {
     fn new(len: usize, base: Base) -> Set {
         Set { len: len as u32, base, dead: Arc::new([]) }
@@ -193,6 +205,17 @@ impl Mask {
         let bound = index.sids() as u32;
         let gone = sorted(sids.iter().map(|sid| sid.0).filter(|&sid| sid < bound));
         Mask { sids: self.sids.without(&gone), items: self.items.clone() }
+    }
+
+    /// The base of the set of SIDs, and the sorted SIDs of the base that are dead.
+    #[cfg(any(feature = "cuda", feature = "emulated"))]
+    pub(crate) fn parts(&self) -> (MaskBase<'_>, &[u32]) {
+        let base = match &self.sids.base {
+            Base::All => MaskBase::All,
+            Base::Bits(bits) => MaskBase::Bits(bits),
+            Base::List(list) => MaskBase::List(list),
+        };
+        (base, &self.sids.dead)
     }
 
     /// Whether any SID of the interval is alive.

@@ -7,6 +7,12 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sidereal::Error;
+#[cfg(feature = "cuda")]
+use sidereal::device::cuda::CudaDriver;
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+use sidereal::device::cuda::CudaOptions;
+#[cfg(feature = "emulated")]
+use sidereal::device::cuda::{EmulatedDriver, EmulatedOptions};
 use sidereal::device::ops::DType;
 use sidereal::engine::{Engine, EngineBuilder, Limits};
 
@@ -23,21 +29,24 @@ pub struct LoadArgs {
     /// How SIDs are spelled in the vocabulary [default: the model's sid_layout.json, else its tokens' names]
     #[arg(long, value_name = "FILE", requires = "model")]
     pub layout: Option<PathBuf>,
-    /// Type of activations and cache
-    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
-    pub dtype: DTypeArg,
+    /// Type of activations and cache [default: f32 on the CPU, bf16 elsewhere]
+    #[arg(long, value_enum)]
+    pub dtype: Option<DTypeArg>,
     /// Where the model runs
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
     pub device: DeviceArg,
     /// Threads of the CPU device [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<std::num::NonZeroUsize>,
-    /// Memory of the key/value cache in MiB [default: 512, less for small models]
+    /// One order of every sum, whatever else is computed beside it; slower. The CPU has no other mode
+    #[arg(long)]
+    pub reproducible: bool,
+    /// Memory of the key/value cache in MiB [default: 512, less for small models; on a GPU what is free]
     #[arg(long, value_name = "MIB")]
     pub cache_mib: Option<usize>,
-    /// Rows of one step: prompt tokens and beams computed together
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub max_rows: usize,
+    /// Rows of one step: prompt tokens and beams computed together [default: 512, on a GPU 8192]
+    #[arg(long, value_name = "N")]
+    pub max_rows: Option<usize>,
 }
 
 /// Element types by name.
@@ -66,6 +75,28 @@ impl From<DTypeArg> for DType {
 pub enum DeviceArg {
     /// The processor
     Cpu,
+    /// The first CUDA device
+    #[cfg(feature = "cuda")]
+    Cuda,
+    /// The CUDA kernels, run by the processor: for tests, slow
+    #[cfg(feature = "emulated")]
+    Emulated,
+}
+
+impl DeviceArg {
+    /// The type of activations unless one is named.
+    fn dtype(self) -> DTypeArg {
+        if self == DeviceArg::Cpu { DTypeArg::F32 } else { DTypeArg::Bf16 }
+    }
+
+    /// Rows of one step unless they are named.
+    fn max_rows(self) -> usize {
+        match self {
+            #[cfg(feature = "cuda")]
+            DeviceArg::Cuda => 8192,
+            _ => 512,
+        }
+    }
 }
 
 impl LoadArgs {
@@ -79,8 +110,9 @@ impl LoadArgs {
 
     /// Opens everything.
     pub fn builder(&self) -> anyhow::Result<EngineBuilder> {
-        if self.max_rows == 0 || self.max_rows > 65_536 {
-            bail!("--max-rows: {} is outside of the allowed range from 1 to 65536", self.max_rows);
+        let max_rows = self.max_rows.unwrap_or(self.device.max_rows());
+        if max_rows == 0 || max_rows > 65_536 {
+            bail!("--max-rows: {max_rows} is outside of the allowed range from 1 to 65536");
         }
         let builder = match &self.model {
             None => {
@@ -92,14 +124,30 @@ impl LoadArgs {
             }
             Some(folder) => self.open(folder)?,
         };
-        let mut builder = builder.dtype(self.dtype.into()).max_rows(self.max_rows).limits(Limits::default());
+        let dtype = self.dtype.unwrap_or(self.device.dtype());
+        let mut builder = builder.dtype(dtype.into()).max_rows(max_rows).limits(Limits::default());
         if let Some(threads) = self.threads {
             builder = builder.threads(threads.get());
         }
         if let Some(mib) = self.cache_mib {
             builder = builder.cache_bytes(mib.checked_mul(1 << 20).context("--cache-mib: too large")?);
         }
-        Ok(builder)
+        self.place(builder)
+    }
+
+    /// Puts the engine on its device.
+    fn place(&self, builder: EngineBuilder) -> anyhow::Result<EngineBuilder> {
+        #[cfg(any(feature = "cuda", feature = "emulated"))]
+        let options = CudaOptions { reproducible: self.reproducible, ..CudaOptions::default() };
+        Ok(match self.device {
+            DeviceArg::Cpu => builder,
+            #[cfg(feature = "cuda")]
+            DeviceArg::Cuda => builder.on_cuda(Box::new(CudaDriver::new(0)?), options)?,
+            #[cfg(feature = "emulated")]
+            DeviceArg::Emulated => {
+                builder.on_cuda(Box::new(EmulatedDriver::new(EmulatedOptions::from_environment()?)?), options)?
+            }
+        })
     }
 
     fn open(&self, folder: &std::path::Path) -> anyhow::Result<EngineBuilder> {

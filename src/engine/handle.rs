@@ -145,6 +145,28 @@ impl EngineBuilder {
         self
     }
 
+    /// Puts the engine on a CUDA driver's device. Type, rows and catalog are to be set before: unless its size has been
+    /// named, the key/value cache takes what they leave free, where the driver is that of a GPU.
+    ///
+    /// # Errors
+    /// The driver's.
+    #[cfg(any(feature = "cuda", feature = "emulated"))]
+    pub fn on_cuda(
+        mut self,
+        mut driver: Box<dyn crate::device::cuda::driver::Driver>,
+        options: crate::device::cuda::CudaOptions,
+    ) -> Result<EngineBuilder> {
+        if self.cache_bytes.is_none() && !driver.properties().emulated {
+            let (shape, weights) = (self.model.shape(), &self.model.weights);
+            let layout = self.layout.as_ref();
+            let sizes = crate::device::cuda::Fit { shape, weights, layout, dtype: self.dtype };
+            self.cache_bytes = Some(sizes.cache_bytes(self.max_rows, driver.free_memory()?));
+        }
+        Ok(self.device(move |config| {
+            Ok(Box::new(crate::device::cuda::CudaDevice::new(driver, config, options)?))
+        }))
+    }
+
     /// Starts the engine's thread.
     ///
     /// # Errors

@@ -15,13 +15,14 @@ use plain::Plain;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use safetensors::SafeTensors;
-use sidereal::device::cpu::{CpuDevice, CpuOptions, SimdLevel};
 use sidereal::device::ops::{
     Buffer, DType, Device, DeviceConfig, Plan, Segment, SegmentKind, SoftRow, every_token,
 };
 use sidereal::ids::{BlockId, TokenId};
 use sidereal::kv::BLOCK_TOKENS;
 use sidereal::model::{Config, Model, decoder};
+
+use crate::devices::{cpus, cudas};
 
 const MODELS: [&str; 9] = [
     "llama2",
@@ -75,12 +76,14 @@ fn device_config(model: &Model, dtype: DType) -> DeviceConfig {
     }
 }
 
-/// Every device there is: the plain one, and the CPU with each set of instructions that this machine has.
+/// Every device that serves the type: the plain one, the CPU with each set of instructions that this machine has, the CUDA kernels in
+/// reproducible mode.
 fn devices(model: &Model, dtype: DType) -> Vec<Box<dyn Device>> {
-    let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Plain::new(device_config(model, dtype)))];
-    for simd in SimdLevel::ALL.into_iter().filter(|level| level.is_supported()) {
-        let options = CpuOptions { threads: Some(2), simd: Some(simd) };
-        devices.push(Box::new(CpuDevice::new(device_config(model, dtype), options).unwrap()));
+    let config = || device_config(model, dtype);
+    let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Plain::new(config()))];
+    devices.extend(cpus(&config, 2).into_iter().map(|(_, device)| device));
+    if dtype != DType::F32 {
+        devices.extend(cudas(&config, true).into_iter().map(|(_, device)| device));
     }
     devices
 }
@@ -191,6 +194,27 @@ fn bf16_errs_at_most_twice_as_much_as_transformers() {
             );
             assert!(mean <= 2.0 * their_mean, "{name} on {on}: mean {mean} against {their_mean}");
             assert!(largest <= 2.0 * their_largest, "{name} on {on}: {largest} against {their_largest}");
+        }
+    }
+}
+
+/// All architectures on the CUDA kernels in their default mode, prompts whole, in pieces and token by token.
+#[test]
+fn every_architecture_on_the_cuda_kernels_stays_within_half_precision() {
+    for name in MODELS {
+        let (model, expected) = (Model::open(&golden(name)).unwrap(), Expected::read(name));
+        let (layers, vocab) = (model.shape().layers, model.shape().vocab);
+        for (dtype, most) in [(DType::F16, 0.03), (DType::Bf16, 0.25)] {
+            for (on, mut device) in cudas(&|| device_config(&model, dtype), false) {
+                for piece in [256, 19, 1] {
+                    let tokens = if piece == 1 { &expected.1[..40] } else { &expected.1[..] };
+                    let logits = logits(&mut *device, layers, tokens, &mut || piece);
+                    let reference = &expected.get("logprobs")[..tokens.len() * vocab];
+                    let (largest, mean) = differences(&log_softmax(&logits, vocab), reference);
+                    println!("{name} {dtype} on {on} by {piece}: mean {mean:.5}, largest {largest:.4}");
+                    assert!(largest <= most, "{name} {dtype} on {on} by {piece}: differs by {largest}");
+                }
+            }
         }
     }
 }

@@ -1,40 +1,69 @@
-//! Kernel-level tests: each family of kernels against its reference, on every driver present.
+//! Kernel-level tests: each family of kernels against its reference, on every driver there is.
 
+mod attention;
 mod ceilings;
 mod checks;
 #[cfg(feature = "emulated")]
 mod emulator;
+mod norm;
+mod products;
+mod rope;
 
 use bytemuck::Pod;
 use sidereal::device::cuda::driver::{DevicePtr, Driver};
 #[cfg(feature = "emulated")]
 use sidereal::device::cuda::emulated::{Completion, EmulatedDriver, EmulatedOptions, Order};
 
+/// Every driver that this build and this machine have, by name: the host, in one order of threads, and the first GPU.
+pub fn drivers() -> Vec<(String, Box<dyn Driver>)> {
+    let mut drivers: Vec<(String, Box<dyn Driver>)> = Vec::new();
+    #[cfg(feature = "emulated")]
+    {
+        let options = EmulatedOptions::from_environment().unwrap();
+        drivers.push(("emulated".to_owned(), Box::new(EmulatedDriver::new(options).unwrap())));
+    }
+    drivers.extend(gpu());
+    drivers
+}
+
+/// The same, with the host in several orders of threads, asynchronous copies late and early.
+pub fn drivers_in_every_order() -> Vec<(String, Box<dyn Driver>)> {
+    let mut drivers: Vec<(String, Box<dyn Driver>)> = Vec::new();
+    #[cfg(feature = "emulated")]
+    for (order, completion) in [
+        (Order::Forward, Completion::Late),
+        (Order::Forward, Completion::Early),
+        (Order::Reverse, Completion::Late),
+        (Order::Random, Completion::Late),
+        (Order::Warps, Completion::Early),
+        (Order::WarpsReverse, Completion::Late),
+    ] {
+        let options = emulated(order, completion);
+        let name = format!("emulated, {order:?}, {completion:?}");
+        drivers.push((name, Box::new(EmulatedDriver::new(options).unwrap())));
+    }
+    drivers.extend(gpu());
+    drivers
+}
+
+/// The first GPU, if this build can use one and there is one; `REQUIRE_GPU=1` makes its absence a failure.
+fn gpu() -> Option<(String, Box<dyn Driver>)> {
+    #[cfg(feature = "cuda")]
+    match sidereal::device::cuda::real::CudaDriver::new(0) {
+        Ok(driver) => return Some((driver.properties().name.clone(), Box::new(driver))),
+        Err(error) if std::env::var_os("REQUIRE_GPU").is_some_and(|v| v == "1") => panic!("{error}"),
+        Err(error) => {
+            static ONCE: std::sync::Once = std::sync::Once::new();
+            ONCE.call_once(|| println!("skipped on a GPU: {error}"));
+        }
+    }
+    None
+}
+
 /// Options of an emulated device, with an order and a time of completion.
 #[cfg(feature = "emulated")]
 fn emulated(order: Order, completion: Completion) -> EmulatedOptions {
-    let options = EmulatedOptions::from_environment().unwrap();
-    EmulatedOptions { order, completion, ..options }
-}
-
-/// Every driver present: the emulated device in each order of threads, with asynchronous copies late and early, and a GPU. Without one a
-/// line says so, unless REQUIRE_GPU=1, which makes it a failure.
-fn drivers() -> Vec<(String, Box<dyn Driver>)> {
-    let mut drivers: Vec<(String, Box<dyn Driver>)> = Vec::new();
-    #[cfg(feature = "emulated")]
-    for order in [Order::Forward, Order::Reverse, Order::Random, Order::Warps, Order::WarpsReverse] {
-        for completion in [Completion::Late, Completion::Early] {
-            let driver = EmulatedDriver::new(emulated(order, completion)).unwrap();
-            drivers.push((format!("emulated, {order:?}, {completion:?}"), Box::new(driver)));
-        }
-    }
-    #[cfg(feature = "cuda")]
-    match sidereal::device::cuda::real::CudaDriver::new(0) {
-        Ok(driver) => drivers.push((driver.properties().name.clone(), Box::new(driver))),
-        Err(error) if std::env::var_os("REQUIRE_GPU").is_some_and(|on| on == "1") => panic!("REQUIRE_GPU=1: {error}"),
-        Err(error) => println!("skipped on a GPU: {error}"),
-    }
-    drivers
+    EmulatedOptions { order, completion, ..EmulatedOptions::from_environment().unwrap() }
 }
 
 /// One buffer of its own for some values.

@@ -6,12 +6,15 @@
 mod beams;
 mod catalog;
 mod cli;
+mod devices;
 mod engine;
 mod golden;
 mod grounded_small;
 #[cfg(any(feature = "cuda", feature = "emulated"))]
 mod kernels;
 mod kv;
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+mod on_cuda;
 mod ops;
 mod requests;
 mod text;

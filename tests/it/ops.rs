@@ -1,5 +1,5 @@
-//! The operations of the CPU device against plain float64 references, at every instruction level; and bit equality of a row alone,
-//! in a batch and in any chunking.
+//! The operations against plain float64 references, on every device: the CPU at every instruction level, the CUDA kernels run by the
+//! host, a GPU if there is one; and bit equality of a row alone, in a batch and in any chunking.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,6 +13,8 @@ use sidereal::ids::{BlockId, TokenId};
 use sidereal::kv::BLOCK_TOKENS;
 
 use reference::{dot, reference};
+
+use crate::devices::{Named, cpus, cudas};
 
 const TYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
@@ -138,8 +140,8 @@ impl Setup {
         }
     }
 
-    fn device(&self, level: SimdLevel) -> CpuDevice {
-        let config = DeviceConfig {
+    fn config(&self) -> DeviceConfig {
+        DeviceConfig {
             shape: self.shape(),
             weights: self.weights(),
             dtype: self.dtype,
@@ -147,8 +149,20 @@ impl Setup {
             max_rows: self.max_rows,
             text_tokens: every_token(VOCAB),
             layout: None,
-        };
-        CpuDevice::new(config, CpuOptions { threads: Some(self.threads), simd: Some(level) }).unwrap()
+        }
+    }
+
+    fn device(&self, level: SimdLevel) -> CpuDevice {
+        CpuDevice::new(self.config(), CpuOptions { threads: Some(self.threads), simd: Some(level) }).unwrap()
+    }
+
+    /// Every device that serves the setup; those with a choice in reproducible mode.
+    fn devices(&self) -> Vec<Named> {
+        let mut devices = cpus(&|| self.config(), self.threads);
+        if self.dtype != DType::F32 && [16, 32, 64, 128].contains(&self.head_dim) {
+            devices.extend(cudas(&|| self.config(), true));
+        }
+        devices
     }
 }
 
@@ -194,7 +208,7 @@ impl Sequence {
 }
 
 /// The whole step with logits of every row; the buffers after it.
-fn run(device: &mut CpuDevice, plan: &Plan) -> [Vec<f32>; 3] {
+fn run(device: &mut dyn Device, plan: &Plan) -> [Vec<f32>; 3] {
     let mut plan = plan.clone();
     plan.full_logits = (0..plan.rows() as u32).collect();
     device.begin(&plan).unwrap();
@@ -298,21 +312,26 @@ fn a_row_of_a_product_has_the_same_bits_in_every_batch_and_column_set() {
 }
 
 #[test]
-fn a_layer_matches_float64_for_every_head_shape_window_and_level() {
-    let heads = [(4, 4, 32), (4, 2, 16), (8, 1, 64), (6, 2, 32), (3, 1, 128), (2, 2, 80), (2, 1, 6)];
-    for level in levels() {
-        for (i, &(heads, kv_heads, head_dim)) in heads.iter().enumerate() {
-            for window in [None, Some(1), Some(7), Some(64), Some(70)] {
-                let extras = i % 2 == 0;
-                let setup = Setup { heads, kv_heads, head_dim, window, extras, ..Setup::default() };
-                let mut device = setup.device(level);
-                let sequence = Sequence::new(i, 150, 3);
-                let expected = reference(&setup, &sequence.tokens);
-                let [attended, hidden, logits] = run(&mut device, &sequence.plan(0, 150));
-                let name = format!("{level} {heads}/{kv_heads} x {head_dim}, window {window:?}");
-                close(&format!("{name}: attended"), &attended, &expected.attended.concat(), 2e-5);
-                close(&format!("{name}: hidden"), &hidden, &expected.hidden.concat(), 5e-5);
-                close(&format!("{name}: logits"), &logits, &expected.logits.concat(), 1e-4);
+fn a_layer_matches_float64_for_every_head_shape_window_and_device() {
+    let heads =
+        [(4, 4, 32), (4, 2, 16), (8, 1, 64), (6, 2, 32), (3, 1, 128), (2, 2, 80), (2, 1, 6), (14, 2, 64)];
+    for (i, &(heads, kv_heads, head_dim)) in heads.iter().enumerate() {
+        for (window, dtype) in [None, Some(1), Some(7), Some(64), Some(70)]
+            .into_iter()
+            .flat_map(|window| [(window, DType::F32), (window, DType::Bf16)])
+        {
+            let extras = i % 2 == 0;
+            let setup = Setup { heads, kv_heads, head_dim, window, dtype, extras, ..Setup::default() };
+            let sequence = Sequence::new(i, 150, 3);
+            let expected = reference(&setup, &sequence.tokens);
+            let tolerances = if dtype == DType::F32 { [2e-5, 5e-5, 1e-4] } else { [3e-2, 3e-2, 6e-2] };
+            for (name, mut device) in setup.devices() {
+                let found = run(&mut *device, &sequence.plan(0, 150));
+                let name = format!("{name} {dtype} {heads}/{kv_heads} x {head_dim}, window {window:?}");
+                let references = [&expected.attended, &expected.hidden, &expected.logits];
+                for (i, what) in ["attended", "hidden", "logits"].into_iter().enumerate() {
+                    close(&format!("{name}: {what}"), &found[i], &references[i].concat(), tolerances[i]);
+                }
             }
         }
     }
@@ -320,15 +339,14 @@ fn a_layer_matches_float64_for_every_head_shape_window_and_level() {
 
 #[test]
 fn types_of_weights_and_activations_stay_within_their_rounding() {
-    for level in levels() {
-        for weights in TYPES {
-            for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::Bf16, 6e-2), (DType::F16, 8e-3)] {
-                let setup = Setup { weights, dtype, extras: true, ..Setup::default() };
-                let sequence = Sequence::new(1, 70, 0);
-                let expected = reference(&setup, &sequence.tokens);
-                let mut device = setup.device(level);
-                let [attended, hidden, logits] = run(&mut device, &sequence.plan(0, 70));
-                let name = format!("{level} {weights} {dtype}");
+    for weights in TYPES {
+        for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::Bf16, 6e-2), (DType::F16, 8e-3)] {
+            let setup = Setup { weights, dtype, extras: true, ..Setup::default() };
+            let sequence = Sequence::new(1, 70, 0);
+            let expected = reference(&setup, &sequence.tokens);
+            for (name, mut device) in setup.devices() {
+                let [attended, hidden, logits] = run(&mut *device, &sequence.plan(0, 70));
+                let name = format!("{name} {weights} {dtype}");
                 close(&format!("{name}: attended"), &attended, &expected.attended.concat(), tolerance);
                 close(&format!("{name}: hidden"), &hidden, &expected.hidden.concat(), tolerance);
                 close(&format!("{name}: logits"), &logits, &expected.logits.concat(), 2.0 * tolerance);
@@ -351,13 +369,17 @@ fn types_of_weights_and_activations_stay_within_their_rounding() {
 
 #[test]
 fn any_chunking_and_any_company_give_the_same_bits() {
-    for level in levels() {
-        for (dtype, window) in
-            [(DType::F32, None), (DType::Bf16, None), (DType::F16, None), (DType::F32, Some(20))]
-        {
-            let setup = Setup { weights: DType::Bf16, dtype, window, extras: true, ..Setup::default() };
-            let sequence = Sequence::new(0, 150, 2);
-            let whole = run(&mut setup.device(level), &sequence.plan(0, 150));
+    for (dtype, window) in [
+        (DType::F32, None),
+        (DType::Bf16, None),
+        (DType::F16, None),
+        (DType::F32, Some(20)),
+        (DType::Bf16, Some(20)),
+    ] {
+        let setup = Setup { weights: DType::Bf16, dtype, window, extras: true, ..Setup::default() };
+        let sequence = Sequence::new(0, 150, 2);
+        for (which, (level, mut first)) in setup.devices().into_iter().enumerate() {
+            let whole = run(&mut *first, &sequence.plan(0, 150));
             let others = [Sequence::new(1, 90, 12), Sequence::new(2, 33, 18), Sequence::new(3, 100, 21)];
             for cuts in [
                 vec![1, 2, 3, 150],
@@ -365,7 +387,7 @@ fn any_chunking_and_any_company_give_the_same_bits() {
                 vec![63, 64, 65, 129, 150],
                 vec![70, 150],
             ] {
-                let mut device = Setup { threads: 3, ..setup.clone() }.device(level);
+                let (_, mut device) = Setup { threads: 3, ..setup.clone() }.devices().swap_remove(which);
                 let mut context = 0;
                 for (turn, end) in cuts.into_iter().enumerate() {
                     // Others before and after it, at other lengths every time.
@@ -379,7 +401,7 @@ fn any_chunking_and_any_company_give_the_same_bits() {
                         others[1].add(&mut plan, 0, 33);
                         others[2].add(&mut plan, 0, 100);
                     }
-                    let part = run(&mut device, &plan);
+                    let part = run(&mut *device, &plan);
                     for (part, whole) in part.iter().zip(&whole) {
                         let width = whole.len() / 150;
                         let part = &part[before * width..(before + end - context) * width];
@@ -393,9 +415,9 @@ fn any_chunking_and_any_company_give_the_same_bits() {
                 }
             }
             // Token by token.
-            let mut device = setup.device(level);
+            let (_, mut device) = setup.devices().swap_remove(which);
             for position in 0..150 {
-                let part = run(&mut device, &sequence.plan(position, position + 1));
+                let part = run(&mut *device, &sequence.plan(position, position + 1));
                 for (part, whole) in part.iter().zip(&whole) {
                     let width = part.len();
                     assert_eq!(
@@ -411,16 +433,15 @@ fn any_chunking_and_any_company_give_the_same_bits() {
 
 #[test]
 fn nan_in_cache_slots_that_a_row_does_not_see_changes_nothing() {
-    for level in levels() {
-        for dtype in TYPES {
-            for (len, window) in [(16, None), (17, None), (1, None), (50, Some(5)), (100, Some(33))] {
-                let setup = Setup { dtype, window, ..Setup::default() };
-                let sequence = Sequence::new(5, len, 4);
-                let clean = run(&mut setup.device(level), &sequence.plan(0, len));
-                let mut device = setup.device(level);
-                poison(&mut device, &setup);
+    for dtype in TYPES {
+        for (len, window) in [(16, None), (17, None), (1, None), (50, Some(5)), (100, Some(33))] {
+            let setup = Setup { dtype, window, ..Setup::default() };
+            let sequence = Sequence::new(5, len, 4);
+            for ((level, mut device), (_, mut other)) in setup.devices().into_iter().zip(setup.devices()) {
+                let clean = run(&mut *other, &sequence.plan(0, len));
+                poison(&mut *device, &setup);
                 assert!(clean.iter().flatten().all(|v| v.is_finite()));
-                for (a, b) in run(&mut device, &sequence.plan(0, len)).iter().zip(&clean) {
+                for (a, b) in run(&mut *device, &sequence.plan(0, len)).iter().zip(&clean) {
                     assert_eq!(bits(a), bits(b), "{level} {dtype} {len} {window:?}");
                 }
             }
@@ -429,7 +450,7 @@ fn nan_in_cache_slots_that_a_row_does_not_see_changes_nothing() {
 }
 
 /// Fills the whole cache with NaN.
-fn poison(device: &mut CpuDevice, setup: &Setup) {
+fn poison(device: &mut dyn Device, setup: &Setup) {
     let len = setup.blocks * BLOCK_TOKENS;
     let plan = Sequence::new(0, len, 0).plan(0, len);
     device.begin(&plan).unwrap();
@@ -441,15 +462,14 @@ fn poison(device: &mut CpuDevice, setup: &Setup) {
 #[test]
 fn a_row_of_nan_stays_in_its_row() {
     let values = |row: usize| if row == 1 { f32::NAN } else { 0.25 };
-    for level in levels() {
-        let setup = Setup { dtype: DType::Bf16, weights: DType::Bf16, ..Setup::default() };
-        let mut device = setup.device(level);
+    let setup = Setup { dtype: DType::Bf16, weights: DType::Bf16, ..Setup::default() };
+    for (level, mut device) in setup.devices() {
         let mut plan = Plan::default();
         (0..7).for_each(|i| Sequence::new(i, 3, i).add(&mut plan, 0, 1));
         plan.soft = (0..7)
             .map(|row| SoftRow { row: row as u32, values: Arc::from(vec![values(row); setup.hidden]) })
             .collect();
-        let [_, hidden, logits] = run(&mut device, &plan);
+        let [_, hidden, logits] = run(&mut *device, &plan);
         for row in 0..7 {
             let logits = &logits[row * VOCAB..][..VOCAB];
             assert_eq!(logits.iter().all(|v| v.is_nan()), row == 1, "{level}: logits of row {row}");
@@ -460,29 +480,36 @@ fn a_row_of_nan_stays_in_its_row() {
 
 #[test]
 fn soft_tokens_take_the_place_of_embeddings() {
-    let setup = Setup::default();
-    let mut device = setup.device(SimdLevel::detect());
-    let mut plan = Sequence::new(0, 4, 0).plan(0, 4);
-    plan.tokens[2] = TokenId(9_999);
-    plan.soft.push(SoftRow { row: 2, values: Arc::from(noise(77, setup.hidden)) });
-    device.begin(&plan).unwrap();
-    device.embed(&plan).unwrap();
-    let x = device.read(Buffer::Hidden).unwrap();
-    let embed = setup.weights().embed.to_f32();
-    assert_eq!(x[2 * setup.hidden..3 * setup.hidden], noise(77, setup.hidden));
-    let token = plan.tokens[3].index();
-    assert_eq!(x[3 * setup.hidden..], embed[token * setup.hidden..(token + 1) * setup.hidden]);
+    for dtype in TYPES {
+        let setup = Setup { dtype, ..Setup::default() };
+        for (name, mut device) in setup.devices() {
+            let mut plan = Sequence::new(0, 4, 0).plan(0, 4);
+            plan.tokens[2] = TokenId(9_999);
+            plan.soft.push(SoftRow { row: 2, values: Arc::from(noise(77, setup.hidden)) });
+            device.begin(&plan).unwrap();
+            device.embed(&plan).unwrap();
+            let x = device.read(Buffer::Hidden).unwrap();
+            let embed = setup.weights().embed.to_f32();
+            let row = |row: usize| &x[row * setup.hidden..(row + 1) * setup.hidden];
+            assert_eq!(row(2), rounded(dtype, &noise(77, setup.hidden)), "{name} {dtype}");
+            let token = plan.tokens[3].index();
+            let expected = &embed[token * setup.hidden..(token + 1) * setup.hidden];
+            assert_eq!(row(3), rounded(dtype, expected), "{name} {dtype}");
+        }
+    }
 }
 
 #[test]
 fn plans_out_of_bounds_are_refused_with_a_sentence() {
-    let mut device = Setup::default().device(SimdLevel::detect());
+    let mut devices = Setup { dtype: DType::Bf16, ..Setup::default() }.devices();
     let good = Sequence::new(0, 20, 0).plan(0, 20);
     let mut check = |what: &str, change: &dyn Fn(&mut Plan)| {
         let mut plan = good.clone();
         change(&mut plan);
-        let error = device.begin(&plan).expect_err(what).to_string();
-        assert!(error.contains(what), "{error:?} does not say {what:?}");
+        for (name, device) in &mut devices {
+            let error = device.begin(&plan).expect_err(what).to_string();
+            assert!(error.contains(what), "{name}: {error:?} does not say {what:?}");
+        }
     };
     check("token of row 3 is 51, not below 51", &|p| p.tokens[3] = TokenId(51));
     check("slot of row 7 is 640, not below 640", &|p| p.slots[7] = 640);
@@ -499,7 +526,7 @@ fn plans_out_of_bounds_are_refused_with_a_sentence() {
     check("soft token 0 has 3 values", &|p| p.soft.push(SoftRow { row: 0, values: Arc::from([0.0; 3]) }));
     check("row of soft token 0 is 20", &|p| p.soft.push(SoftRow { row: 20, values: Arc::from([0.0; 40]) }));
     check("641 rows, more than the 640", &|p| *p = Sequence::new(0, 641, 0).plan(0, 641));
-    device.begin(&good).unwrap();
+    devices.iter_mut().for_each(|(_, device)| device.begin(&good).unwrap());
 }
 
 #[test]

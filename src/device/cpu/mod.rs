@@ -9,7 +9,6 @@ mod attention;
 mod bandwidth;
 mod buffers;
 mod cache;
-mod check;
 mod elementwise;
 pub mod logsum;
 mod matmul;
@@ -37,8 +36,9 @@ use matmul::{Compute, Matrix};
 use sample::TextSampler;
 use search::{Searches, VOCAB_BLOCK};
 use simd::Simd;
-use step::{Bounds, Source, Step};
+use step::{Source, Step};
 
+use super::check::{self, Bounds};
 use super::ops::{
     Buffer, DType, Device, DeviceConfig, LayerWeights, Outcome, Path, Plan, SearchSpec, Shape, Tensor,
     Weights,
@@ -124,7 +124,7 @@ impl CpuDevice {
     /// # Errors
     /// [`Error::Device`] or [`Error::Unsupported`] with the size, tensor or instruction set that does not fit.
     pub fn new(config: DeviceConfig, options: CpuOptions) -> Result<CpuDevice> {
-        check::check(&config)?;
+        check::config(&config, attention::TILE)?;
         let DeviceConfig { shape, weights, dtype, cache_blocks, max_rows, text_tokens, layout } = config;
         let opener = layout.as_ref().and_then(|layout| layout.open);
         let sampler = TextSampler::new(shape.vocab, &text_tokens, opener)?;

@@ -24,7 +24,7 @@ use crate::ids::TokenId;
 /// Tokens of a word of the mask, and of a block of noise.
 const BLOCK: usize = 64;
 /// Lower temperatures are greedy.
-const GREEDY: f32 = 1e-5;
+pub(in crate::device) const GREEDY: f32 = 1e-5;
 
 /// Bins of values for top-p: 64 to a unit, down to -32.
 const BINS: usize = 2048;

@@ -217,7 +217,7 @@ fn beams_outside_their_table_are_refused() {
         let error = device.step.begin(plan, &device.shape, &device.bounds, &made).unwrap_err().to_string();
         assert!(error.contains(what), "{error:?} does not say {what:?}");
     };
-    check(&beams(10, 1, 8, 7), "place of beam 7 at level 1 of segment 0 is 7, not below 7");
+    check(&beams(10, 1, 8, 7), "beams of segment 0 is 8, not below 8");
     let mut plan = beams(10, 1, 8, 8);
     plan.slots[3] = 5;
     check(&plan, "row 3 has position 11 and slot 5");
@@ -225,5 +225,5 @@ fn beams_outside_their_table_are_refused() {
     if let SegmentKind::Beam { private, .. } = &mut plan.segments[0].kind {
         private.end = private.start + 1;
     }
-    check(&plan, "place of a key of segment 0 is 16, not below 16");
+    check(&plan, "places of segment 0 is 24, not below 17");
 }

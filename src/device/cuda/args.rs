@@ -1,7 +1,5 @@
 //! Argument structs of the kernels and the records of the plan buffer: the Rust side of `kernels/args.cuh`, field by field.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::driver::{DevicePtr, TensorMap};
 
 /// Tokens of a cache block.
@@ -20,7 +18,7 @@ macro_rules! mirrored {
     ($($(#[$doc:meta])* $name:ident [$bytes:literal] { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
         $(#[$doc])*
         #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
         pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
         const _: () = assert!(size_of::<$name>() == $bytes, "kernels/args.cuh says otherwise");
     )*};
@@ -266,50 +264,42 @@ mirrored! {
         /// Zero.
         reserved: [u32; 2],
     }
+    /// Arguments of `probe`: `y[i] = x[i] * scale + offset`, each operation rounded.
+    ProbeArgs [32] {
+        /// float `[count]`
+        x: DevicePtr,
+        /// float `[count]`
+        y: DevicePtr,
+        /// Elements.
+        count: u64,
+        /// Factor.
+        scale: f32,
+        /// Summand.
+        offset: f32,
+    }
+    /// Arguments of `check_*`: each kernel of `kernels/checks.cu` says what it reads and writes.
+    CheckArgs [48] {
+        /// First input.
+        input: DevicePtr,
+        /// Second input.
+        input2: DevicePtr,
+        /// First output.
+        output: DevicePtr,
+        /// Second output.
+        output2: DevicePtr,
+        /// Elements.
+        n: u64,
+        /// Variant.
+        mode: u32,
+        /// Zero.
+        unused: u32,
+    }
 }
 
-/// `probe`: `y[i] = x[i] * scale + offset`, each operation rounded.
+/// Arguments of `check_wgmma_*`: `output [64, N] = a [64, k] b [N, k]^T`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct ProbeArgs {
-    /// float `[count]`
-    pub x: DevicePtr,
-    /// float `[count]`
-    pub y: DevicePtr,
-    /// Elements.
-    pub count: u64,
-    /// Factor.
-    pub scale: f32,
-    /// Summand.
-    pub offset: f32,
-}
-const _: () = assert!(size_of::<ProbeArgs>() == 32);
-
-/// `check_*`: each kernel of `kernels/checks.cu` says what it reads and writes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct CheckArgs {
-    /// First input.
-    pub input: DevicePtr,
-    /// Second input.
-    pub input2: DevicePtr,
-    /// First output.
-    pub output: DevicePtr,
-    /// Second output.
-    pub output2: DevicePtr,
-    /// Elements.
-    pub n: u64,
-    /// Variant.
-    pub mode: u32,
-    /// Zero.
-    pub unused: u32,
-}
-const _: () = assert!(size_of::<CheckArgs>() == 48);
-
-/// `check_wgmma_*`: `output [64, N] = a [64, k] b [N, k]^T`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct ProductArgs {
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct CheckProductArgs {
     /// `[64, k]`, boxes of 64 rows.
     pub a: TensorMap,
     /// `[N, k]`, boxes of N rows.
@@ -321,4 +311,4 @@ pub struct ProductArgs {
     /// Zero.
     pub unused: [u64; 6],
 }
-const _: () = assert!(size_of::<ProductArgs>() == 320);
+const _: () = assert!(size_of::<CheckProductArgs>() == 320, "kernels/args.cuh says otherwise");

@@ -45,6 +45,8 @@ pub struct Properties {
     pub l2: u64,
     /// Version of the driver: (13, 0).
     pub driver: (u32, u32),
+    /// Whether the host runs the kernels.
+    pub emulated: bool,
 }
 
 /// A kernel, resolved once by its name.

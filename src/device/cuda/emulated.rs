@@ -181,6 +181,7 @@ impl EmulatedDriver {
             shared_per_block: 232_448,
             l2: 50 << 20,
             driver: (13, 0),
+            emulated: true,
         };
         Ok(EmulatedDriver {
             memory: Memory::new(options.memory),

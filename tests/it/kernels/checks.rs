@@ -3,10 +3,10 @@
 use bytemuck::Zeroable;
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use sidereal::device::cuda::args::{CheckArgs, ProductArgs};
+use sidereal::device::cuda::args::{CheckArgs, CheckProductArgs};
 use sidereal::device::cuda::driver::{DevicePtr, Driver, Launch, TensorMapSpec};
 
-use super::{download, drivers, upload};
+use super::{download, drivers_in_every_order, upload};
 
 fn run(driver: &mut dyn Driver, kernel: &str, grid: u32, threads: u32, args: &CheckArgs) {
     let kernel = driver.kernel(kernel).unwrap();
@@ -38,7 +38,7 @@ fn same(found: f32, expected: f32) -> bool {
 #[test]
 fn conversions_round_to_nearest_even() {
     let floats = floats();
-    for (name, mut driver) in drivers() {
+    for (name, mut driver) in drivers_in_every_order() {
         let driver = &mut *driver;
         let input = upload(driver, &floats);
         for kind in ["bf16", "f16"] {
@@ -74,7 +74,7 @@ fn integers(rng: &mut StdRng, count: usize, kind: &str) -> (Vec<u16>, Vec<f32>) 
 #[test]
 fn a_warp_multiplies_fragments() {
     let mut rng = StdRng::seed_from_u64(11);
-    for (name, mut driver) in drivers() {
+    for (name, mut driver) in drivers_in_every_order() {
         let driver = &mut *driver;
         for (kind, mode) in [("bf16", 0), ("bf16", 1), ("f16", 0), ("f16", 1)] {
             let (bits_a, a) = integers(&mut rng, 256, kind);
@@ -97,7 +97,7 @@ fn a_warp_multiplies_fragments() {
 #[test]
 fn warp_collectives() {
     let x: Vec<u32> = (0..32u32).map(|i| (i * 37 + 11) % 101).collect();
-    for (name, mut driver) in drivers() {
+    for (name, mut driver) in drivers_in_every_order() {
         let driver = &mut *driver;
         let input = upload(driver, &x);
         let output = driver.allocate("test", &[14 * 32 * 4]).unwrap()[0];
@@ -136,7 +136,7 @@ fn warp_collectives() {
 
 #[test]
 fn blocks_wait_for_each_other() {
-    for (name, mut driver) in drivers() {
+    for (name, mut driver) in drivers_in_every_order() {
         let driver = &mut *driver;
         for blocks in [1u32, 2, 7, 40] {
             let input2 = upload(driver, &[0u32; 2]);
@@ -151,7 +151,7 @@ fn blocks_wait_for_each_other() {
 
 #[test]
 fn warps_hand_over_through_named_barriers() {
-    for (name, mut driver) in drivers() {
+    for (name, mut driver) in drivers_in_every_order() {
         let driver = &mut *driver;
         for n in [32usize, 64, 320] {
             let x: Vec<u32> = (0..n as u32).map(|i| i * i).collect();
@@ -184,7 +184,7 @@ fn matrix(driver: &mut dyn Driver, bits: &[u16], (rows, k): (u64, u64), bf16: bo
 #[test]
 fn a_warpgroup_multiplies_tiles() {
     let mut rng = StdRng::seed_from_u64(13);
-    for (name, mut driver) in drivers() {
+    for (name, mut driver) in drivers_in_every_order() {
         let driver = &mut *driver;
         if driver.properties().capability != (9, 0) {
             continue;
@@ -203,7 +203,7 @@ fn a_warpgroup_multiplies_tiles() {
             let spec_b = matrix(driver, &bits_b, (n as u64, k as u64), kind == "bf16");
             let output = driver.allocate("test", &[64 * n * 4]).unwrap()[0];
             let (map_a, map_b) = (driver.tensor_map(&spec_a).unwrap(), driver.tensor_map(&spec_b).unwrap());
-            let args = ProductArgs { a: map_a, b: map_b, output, k: k as u64, unused: [0; 6] };
+            let args = CheckProductArgs { a: map_a, b: map_b, output, k: k as u64, unused: [0; 6] };
             let kernel = driver.kernel(&format!("check_wgmma_{n}_{kind}")).unwrap();
             let shared = (3 * (64 + n) * 128 + 2 * 32) as u32;
             driver

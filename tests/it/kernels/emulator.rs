@@ -7,7 +7,7 @@ use sidereal::device::cuda::args::{CheckArgs, ProbeArgs};
 use sidereal::device::cuda::driver::{DevicePtr, Driver, Kernel, Launch};
 use sidereal::device::cuda::emulated::{Completion, EmulatedDriver, EmulatedOptions, Order};
 
-use super::{download, drivers, emulated, upload};
+use super::{download, drivers_in_every_order, emulated, upload};
 
 const FAULTS: &str = include_str!("../../../kernels/host/tests/faults.cu");
 
@@ -110,7 +110,7 @@ fn turns(kernel: &str) -> (usize, usize) {
     let words: Vec<u32> = (100..164).collect();
     let expected: Vec<u32> = words.iter().rev().copied().collect();
     let mut right = 0;
-    let drivers = drivers();
+    let drivers = drivers_in_every_order();
     let all = drivers.len();
     for (_, mut driver) in drivers {
         let driver = &mut *driver;
@@ -143,7 +143,7 @@ fn a_fault_ends_the_launch_of_all_blocks_and_nothing_else() {
         broken.run(&Launch { grid: [50, 2, 3], ..launch(kernel, 64) }, &args).unwrap();
         let error = broken.synchronize().unwrap_err().to_string();
         assert!(error.contains("past the end of the buffer 0"), "{error}");
-        assert_eq!(turns("fault_none").0, drivers().len());
+        assert_eq!(turns("fault_none").0, drivers_in_every_order().len());
     }
 }
 
@@ -156,7 +156,7 @@ fn probe(driver: &mut dyn Driver, x: DevicePtr, y: DevicePtr, scale: f32) {
 #[test]
 fn every_order_gives_the_same_bits() {
     let x: Vec<f32> = (0..1000).map(|i| i as f32 * 0.1).collect();
-    for (name, mut driver) in drivers() {
+    for (name, mut driver) in drivers_in_every_order() {
         let driver = &mut *driver;
         let (at, to) = (upload(driver, &x), upload(driver, &vec![0f32; 1000]));
         let kernel = driver.kernel("probe").unwrap();

@@ -42,7 +42,7 @@ impl<'a> StepLogits<'a> {
 }
 
 /// Checks a specification and returns the levels of its deepest type.
-pub(super) fn check(spec: &SearchSpec) -> Result<usize> {
+pub(crate) fn check(spec: &SearchSpec) -> Result<usize> {
     if spec.types.is_empty() || !spec.types.windows(2).all(|pair| pair[0].0 < pair[1].0) {
         let types: Vec<_> = spec.types.iter().map(|t| t.0.0).collect();
         return Err(Error::invalid(

@@ -25,7 +25,7 @@ mod scan;
 use std::cmp::Ordering;
 
 use self::draw::{Children, Drawn};
-use self::input::check;
+pub(crate) use self::input::check;
 pub use self::input::{CodeColumns, MAX_WIDTH, StepLogits};
 use self::pool::{Candidate, Pool, STAYS};
 use self::scan::{Class, Nan, Parent, Rules};

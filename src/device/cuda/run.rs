@@ -1,0 +1,605 @@
+//! The CUDA device: the operations of a decoder as sequences of launches.
+//!
+//! A layer is, for few rows: the product of `q`, `k`, `v` with the norm inside; q/k norm, rope and cache; attention and its join; the output
+//! product with the residual; gate and up with norm and activation inside; down with the residual. For many rows the two norms are
+//! launches of their own. Nothing that is launched depends on the contents of a step, only on its buckets; so a step that looks like
+//! one seen before is replayed as a graph, from the embedding to the selection of codes.
+//!
+//! The host waits only for what it needs: a step that advances searches and ends none of them, and samples no text, is not waited for.
+//! The next step is enqueued behind it, with as many rows as could be alive.
+
+mod enqueue;
+
+use std::time::{Duration, Instant};
+
+use super::args::StepCounts;
+use super::attention::{Attention, AttentionLimits, AttentionPlan, AttentionShape};
+use super::driver::{DevicePtr, Driver, Pinned};
+use super::embed::Embed;
+use super::graphs::{Graphs, Way};
+use super::memory::{self, MemoryPlan, RowSizes};
+use super::norm::RmsNorm;
+use super::plan::{Layout as PlanLayout, Part, PlanBuffer, SECTIONS, Section};
+use super::products::{Activations, Products};
+use super::rope::{RopeCache, RopeShape};
+use super::sample::{TextSamplerCuda as TextSampler, TextSizes};
+use super::sid::{SidLimits, SidSearches, SidShape};
+use super::step::{Group, HeadShape, Step, bucket};
+use super::weights::DeviceWeights;
+use crate::catalog::Layout;
+use crate::device::check::{self, Bounds};
+use crate::device::ops::{
+    Buffer, DType, Device, DeviceConfig, Outcome, Path, Plan, SearchSpec, Shape, SidOutcome, Tensor,
+};
+use crate::error::{Error, Result};
+use crate::ids::SearchId;
+
+/// Most query heads that share a key/value head.
+const MOST_GROUP: usize = 64;
+
+/// How the CUDA device runs.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaOptions {
+    /// One order of every sum, whatever else is in the batch; slower. Default: off.
+    pub reproducible: bool,
+    /// Replay steps that repeat as graphs. Default: on.
+    pub graphs: bool,
+    /// How long a step may take before the device counts as hung. Default: 20 s.
+    pub limit: Duration,
+}
+
+impl Default for CudaOptions {
+    fn default() -> CudaOptions {
+        CudaOptions { reproducible: false, graphs: true, limit: Duration::from_secs(20) }
+    }
+}
+
+/// What a step looks like to those who launch it: all that a graph has frozen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct StepShape {
+    layout: PlanLayout,
+    rows: usize,
+    narrow: bool,
+    wide: bool,
+    /// Whether any segment has partial results to join.
+    joins: bool,
+    head: HeadShape,
+    sids: Option<SidShape>,
+}
+
+/// Buffers that are sized by the rows of a step.
+struct Buffers {
+    x: Activations,
+    /// `[rows, q + 2 kv]` float32.
+    qkv: DevicePtr,
+    q: DevicePtr,
+    attended: Activations,
+    gated: Activations,
+    head_rows: Activations,
+    partial: DevicePtr,
+    partial_sums: DevicePtr,
+    /// `[logit_rows, vocab]` float32.
+    logits: DevicePtr,
+    /// Logits of codebooks, float32; grows.
+    code_logits: (DevicePtr, usize),
+    /// `[rows]` float32: normalisers over the vocabulary.
+    norms: DevicePtr,
+    /// Logits of `full_logits`; grows.
+    full_logits: (DevicePtr, usize),
+}
+
+/// The decoder's operations on a CUDA device.
+pub struct CudaDevice {
+    driver: Box<dyn Driver>,
+    shape: Shape,
+    dtype: DType,
+    layout: Option<std::sync::Arc<Layout>>,
+    options: CudaOptions,
+    bounds: Bounds,
+    memory: MemoryPlan,
+    sizes: RowSizes,
+    weights: DeviceWeights,
+    /// Keys and values of each layer.
+    cache: Vec<[DevicePtr; 2]>,
+    buffers: Buffers,
+    embed: Embed,
+    norm: RmsNorm,
+    products: Products,
+    rope: RopeCache,
+    attention: Attention,
+    sampler: TextSampler,
+    searches: SidSearches,
+    plan: PlanBuffer,
+    graphs: Graphs,
+    attention_plan: AttentionPlan,
+    attention_limits: AttentionLimits,
+    step: Step,
+    /// The plan's block tables.
+    blocks: Vec<u32>,
+    present: Option<StepShape>,
+    /// The present step's graph has run everything.
+    whole: bool,
+    outcome: OutcomeBuffer,
+}
+
+/// What the host reads of a step: text outcomes, then search outcomes.
+struct OutcomeBuffer {
+    pinned: Pinned,
+    /// The step's text rows, and its searches with their levels.
+    text: usize,
+    sids: Vec<(SearchId, u8)>,
+}
+
+impl CudaDevice {
+    /// Makes a device on a driver.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a type or shape that no kernel serves; [`Error::Device`] with what is needed and what there is, if the memory
+    /// does not suffice.
+    pub fn new(mut driver: Box<dyn Driver>, config: DeviceConfig, options: CudaOptions) -> Result<CudaDevice> {
+        check::config(&config, MOST_GROUP)?;
+        check_served(&config)?;
+        let driver_ref = &mut *driver;
+        let memory = memory::check(&config, driver_ref.free_memory()?)?;
+        tracing::info!(%memory, device = driver_ref.properties().name, "device memory");
+        let DeviceConfig { shape, weights, dtype, cache_blocks, max_rows, text_tokens, layout } = config;
+        let sizes = RowSizes::new(&shape, max_rows);
+        let widest = shape.hidden.max(shape.heads * shape.head_dim).max(shape.ffn);
+        let products = Products::new(driver_ref, dtype, widest, max_rows, options.reproducible)?;
+        let started = Instant::now();
+        let on_device =
+            DeviceWeights::upload(driver_ref, &products, &weights, &shape, dtype, layout.as_deref())?;
+        tracing::info!(seconds = started.elapsed().as_secs_f64(), "weights copied");
+        let opener = layout.as_ref().and_then(|layout| layout.open);
+        let cache = allocate_cache(driver_ref, &shape, dtype, cache_blocks)?;
+        let buffers = Buffers::new(driver_ref, &products, &shape, dtype, &sizes)?;
+        let rope = rope_shape(&shape, cache_blocks, max_rows, on_device.inv_freq);
+        let attention = attention_shape(&shape, cache_blocks, &sizes);
+        let attention_limits = AttentionLimits {
+            multiprocessors: driver_ref.properties().multiprocessors,
+            group: attention.heads / attention.kv_heads,
+            kv_heads: attention.kv_heads,
+            max_items: attention.max_items,
+            max_units: attention.max_units,
+            reproducible: options.reproducible,
+        };
+        let text = TextSizes {
+            vocab: shape.vocab,
+            text_tokens: &text_tokens,
+            opener,
+            max_rows: sizes.logit_rows,
+            max_edits: 1 << 16,
+        };
+        let limits = SidLimits { max_rows, multiprocessors: driver_ref.properties().multiprocessors };
+        Ok(CudaDevice {
+            embed: Embed::new(driver_ref, dtype)?,
+            norm: RmsNorm::new(driver_ref, dtype)?,
+            rope: RopeCache::new(driver_ref, dtype, shape.head_dim, rope)?,
+            attention: Attention::new(driver_ref, dtype, attention)?,
+            sampler: TextSampler::new(driver_ref, &text)?,
+            searches: SidSearches::new(driver_ref, layout.clone(), limits)?,
+            plan: PlanBuffer::new(driver_ref, 64 << 10)?,
+            graphs: Graphs::default(),
+            attention_plan: AttentionPlan::default(),
+            attention_limits,
+            step: Step::new(sizes.logit_rows),
+            blocks: Vec::new(),
+            outcome: OutcomeBuffer { pinned: driver_ref.pin(4096)?, text: 0, sids: Vec::new() },
+            present: None,
+            whole: false,
+            bounds: Bounds { max_rows, cache_blocks },
+            weights: on_device,
+            driver,
+            shape,
+            dtype,
+            layout,
+            options,
+            memory,
+            sizes,
+            cache,
+            buffers,
+            products,
+        })
+    }
+}
+
+/// Refuses types and shapes that no kernel serves.
+fn check_served(config: &DeviceConfig) -> Result<()> {
+    let s = &config.shape;
+    if config.dtype == DType::F32 {
+        return Err(Error::Unsupported(
+            "the CUDA device computes in bf16 or f16; f32 is served by the CPU (--dtype bf16)".to_owned(),
+        ));
+    }
+    if ![16, 32, 64, 128].contains(&s.head_dim) {
+        return Err(Error::Unsupported(format!(
+            "heads of {} values: the CUDA kernels serve 16, 32, 64 and 128",
+            s.head_dim
+        )));
+    }
+    for (name, size) in [("hidden", s.hidden), ("ffn", s.ffn)] {
+        if !size.is_multiple_of(8) {
+            return Err(Error::Unsupported(format!(
+                "{name} is {size}: the CUDA kernels need a multiple of 8"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn rope_shape(shape: &Shape, cache_blocks: usize, max_rows: usize, inv_freq: DevicePtr) -> RopeShape {
+    RopeShape {
+        heads: shape.heads as u32,
+        kv_heads: shape.kv_heads as u32,
+        cache_blocks: cache_blocks as u32,
+        max_rows: max_rows as u32,
+        eps: shape.eps,
+        scale: shape.rope.scale,
+        inv_freq,
+    }
+}
+
+fn attention_shape(shape: &Shape, cache_blocks: usize, sizes: &RowSizes) -> AttentionShape {
+    AttentionShape {
+        heads: shape.heads as u32,
+        kv_heads: shape.kv_heads as u32,
+        head_dim: shape.head_dim as u32,
+        cache_blocks: cache_blocks as u32,
+        max_rows: sizes.rows as u32,
+        max_segments: sizes.rows as u32,
+        max_items: sizes.items as u32,
+        // The plan's tables are as long as they are; each is checked against its own segment.
+        max_table: u32::MAX,
+        max_units: sizes.units as u32,
+    }
+}
+
+fn allocate_cache(
+    driver: &mut dyn Driver,
+    shape: &Shape,
+    dtype: DType,
+    blocks: usize,
+) -> Result<Vec<[DevicePtr; 2]>> {
+    let half = memory::block_bytes(shape, dtype) / shape.layers / 2 * blocks;
+    let at = driver.allocate("key/value cache", &vec![half; 2 * shape.layers])?;
+    // Unused places are multiplied by weights of exactly 0, which NaN would survive.
+    for &at in &at {
+        driver.fill(at, 0, half)?;
+    }
+    Ok(at.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect())
+}
+
+impl Buffers {
+    fn new(
+        driver: &mut dyn Driver,
+        products: &Products,
+        shape: &Shape,
+        dtype: DType,
+        sizes: &RowSizes,
+    ) -> Result<Buffers> {
+        let at = driver.allocate("step buffers", &sizes.bytes(shape, dtype)[..9])?;
+        let norms = driver.allocate("normalisers", &[sizes.rows * 4])?[0];
+        let q = shape.heads * shape.head_dim;
+        Ok(Buffers {
+            x: products.activations(driver, at[0], sizes.rows, shape.hidden)?,
+            qkv: at[1],
+            q: at[2],
+            attended: products.activations(driver, at[3], sizes.rows, q)?,
+            gated: products.activations(driver, at[4], sizes.rows, shape.ffn)?,
+            head_rows: products.activations(driver, at[5], sizes.head_rows, shape.hidden)?,
+            partial: at[6],
+            partial_sums: at[7],
+            logits: at[8],
+            code_logits: (DevicePtr::NULL, 0),
+            norms,
+            full_logits: (DevicePtr::NULL, 0),
+        })
+    }
+}
+
+/// Makes sure that a buffer holds `floats` float32; answers whether it moved.
+fn grow(
+    driver: &mut dyn Driver,
+    purpose: &'static str,
+    buffer: &mut (DevicePtr, usize),
+    floats: usize,
+) -> Result<bool> {
+    if floats <= buffer.1 {
+        return Ok(false);
+    }
+    let floats = floats.next_power_of_two();
+    if buffer.1 > 0 {
+        driver.free(buffer.0)?;
+    }
+    *buffer = (driver.allocate(purpose, &[floats * 4])?[0], floats);
+    Ok(true)
+}
+
+impl CudaDevice {
+    /// Packs the plan's records and works out what the step looks like.
+    fn take(&mut self, plan: &Plan) -> Result<()> {
+        let driver = &mut *self.driver;
+        self.searches.plan(plan)?;
+        self.step.take(plan, self.searches.vocabulary_rows());
+        let searches = &self.searches;
+        let view = |search| searches.beam_view(search).unwrap_or(DevicePtr::NULL);
+        self.attention_plan.build(plan, &self.attention_limits, view)?;
+        let (chunk, vocab) = (self.sizes.logit_rows, self.shape.vocab);
+        self.sampler.plan(&plan.text, |row| ((row % chunk) * vocab) as u64)?;
+        let full = bucket(self.step.full) * self.shape.vocab;
+        let mut moved = grow(driver, "evaluation logits", &mut self.buffers.full_logits, full)?;
+        let codes = self.searches.logits_needed();
+        moved |= grow(driver, "codebook logits", &mut self.buffers.code_logits, codes)?;
+        let rows = bucket(plan.rows());
+        self.blocks.clear();
+        self.blocks.extend(plan.blocks.iter().map(|block| block.0));
+        let a = &self.attention_plan;
+        let counts = StepCounts {
+            rows: plan.rows() as u32,
+            segments: a.segments.len() as u32,
+            narrow_items: a.narrow.len() as u32,
+            wide_items: a.wide.len() as u32,
+            text_rows: plan.text.len() as u32,
+            sid_steps: plan.sids.len() as u32,
+            candidates: self.searches.candidates().len() as u32,
+            blocks: plan.blocks.len() as u32,
+        };
+        let parts: [Part<'_>; SECTIONS] = [
+            Part::of(std::slice::from_ref(&counts), 1),
+            Part::of(&self.step.groups, 4),
+            Part::of(&self.step.rows, rows),
+            Part::of(&a.row_segment, rows),
+            Part::of(&a.segments, rows.min(64)),
+            Part::of(&a.narrow, 4 * rows.min(64)),
+            Part::of(&a.wide, rows.min(16)),
+            Part::of(&self.blocks, 16 * rows),
+            Part::of(&self.step.soft, 0),
+            Part::of(&self.step.head_rows, 1),
+            Part::of(self.sampler.records(), 1),
+            Part::of(self.sampler.edits(), 1),
+            Part::of(self.searches.candidates(), 1),
+            Part::of(self.searches.steps(), 1),
+            Part::of(self.searches.groups(), 1),
+        ];
+        moved |= self.plan.fill(driver, &parts, self.options.limit)?;
+        if moved {
+            self.graphs.clear();
+        }
+        self.present = Some(StepShape {
+            layout: self.plan.layout().clone(),
+            rows,
+            narrow: !a.narrow.is_empty(),
+            wide: !a.wide.is_empty(),
+            joins: a.units > 0,
+            head: self.step.head.clone(),
+            sids: (!plan.sids.is_empty()).then(|| self.searches.shape()),
+        });
+        self.outcome.text = plan.text.len();
+        self.outcome.sids.clear();
+        self.outcome.sids.extend(plan.sids.iter().map(|step| (step.search, step.level)));
+        Ok(())
+    }
+
+    fn present(&self) -> Result<StepShape> {
+        self.present.clone().ok_or_else(|| Error::Device("no step has begun".to_owned()))
+    }
+
+    fn group(&self, group: Group) -> DevicePtr {
+        self.plan.at(Section::Groups).add(16 * self.step.group(group))
+    }
+}
+
+impl CudaDevice {
+    /// Enqueues a whole step.
+    fn enqueue_whole(&mut self, s: &StepShape) -> Result<()> {
+        self.driver.push_range("layers");
+        self.enqueue_embed(s)?;
+        for layer in 0..self.shape.layers {
+            self.enqueue_attention_input(s, layer)?;
+            self.enqueue_attention(s, layer)?;
+            self.enqueue_attention_output(s, layer)?;
+            self.enqueue_mlp_input(s, layer)?;
+            self.enqueue_mlp_output(s, layer)?;
+        }
+        self.driver.pop_range();
+        self.driver.push_range("head");
+        self.enqueue_head(s)?;
+        self.enqueue_sample(s)?;
+        if s.sids.is_some() {
+            self.enqueue_sids(s)?;
+        }
+        self.driver.pop_range();
+        Ok(())
+    }
+
+    /// Whether the host needs to know what came of the step before it can go on.
+    fn must_wait(&self) -> bool {
+        let last = |&(search, level): &(SearchId, u8)| {
+            self.searches.depth(search).is_none_or(|depth| usize::from(level) + 1 >= depth)
+        };
+        self.outcome.text > 0 || self.outcome.sids.iter().any(last)
+    }
+
+    /// Copies the outcome and waits for it.
+    fn collect(&mut self) -> Result<Outcome> {
+        let driver = &mut *self.driver;
+        let (text, text_bytes) = self.sampler.results();
+        let (sids, sid_bytes) = self.searches.results();
+        if self.outcome.pinned.bytes().len() < text_bytes + sid_bytes {
+            self.outcome.pinned = driver.pin((text_bytes + sid_bytes).next_power_of_two())?;
+        }
+        let pinned = &self.outcome.pinned;
+        if text_bytes > 0 {
+            driver.copy_out(pinned, 0, text, text_bytes)?;
+        }
+        if sid_bytes > 0 {
+            driver.copy_out(pinned, text_bytes, sids, sid_bytes)?;
+        }
+        let done = driver.record()?;
+        driver.wait(done, self.options.limit)?;
+        let bytes = pinned.bytes();
+        Ok(Outcome {
+            text: TextSampler::outcome(self.outcome.text, &bytes[..text_bytes])?,
+            sids: self.searches.outcome(&bytes[text_bytes..text_bytes + sid_bytes])?,
+        })
+    }
+
+    fn floats(&mut self, at: DevicePtr, count: usize, dtype: DType) -> Result<Vec<f32>> {
+        let bytes = self.driver.download(at, count * dtype.size())?;
+        Ok(match dtype {
+            DType::F32 => bytemuck::pod_collect_to_vec(&bytes),
+            DType::Bf16 => {
+                bytemuck::pod_collect_to_vec::<u8, half::bf16>(&bytes).iter().map(|v| v.to_f32()).collect()
+            }
+            DType::F16 => {
+                bytemuck::pod_collect_to_vec::<u8, half::f16>(&bytes).iter().map(|v| v.to_f32()).collect()
+            }
+        })
+    }
+
+    /// Address, width and element type of a buffer.
+    fn buffer(&self, buffer: Buffer) -> (DevicePtr, usize, DType) {
+        let (q, b) = (self.shape.heads * self.shape.head_dim, &self.buffers);
+        match buffer {
+            Buffer::Hidden => (b.x.ptr(), self.shape.hidden, self.dtype),
+            Buffer::Query => (b.q, q, self.dtype),
+            Buffer::Attention => (b.attended.ptr(), q, self.dtype),
+            Buffer::Gated => (b.gated.ptr(), self.shape.ffn, self.dtype),
+            Buffer::Logits => (b.full_logits.0, self.shape.vocab, DType::F32),
+        }
+    }
+}
+
+impl Device for CudaDevice {
+    fn describe(&self) -> String {
+        let p = self.driver.properties();
+        let mode = if self.options.reproducible { "reproducible" } else { "default mode" };
+        format!(
+            "cuda: {} ({}.{}, {} multiprocessors), {}, {mode}, {}, plan {} KiB",
+            p.name,
+            p.capability.0,
+            p.capability.1,
+            p.multiprocessors,
+            self.dtype,
+            self.memory,
+            self.plan.bytes() >> 10
+        )
+    }
+
+    fn open_search(&mut self, spec: SearchSpec) -> Result<SearchId> {
+        self.searches.open(&mut *self.driver, spec)
+    }
+
+    fn close_search(&mut self, search: SearchId) {
+        self.searches.close(search);
+    }
+
+    fn search_paths(&mut self, search: SearchId) -> Result<Vec<Path>> {
+        self.searches.paths(&mut *self.driver, search)
+    }
+
+    fn begin(&mut self, plan: &Plan) -> Result<()> {
+        check::plan(plan, &self.shape, &self.bounds)?;
+        self.whole = false;
+        self.take(plan)
+    }
+
+    fn forward(&mut self, _plan: &Plan) -> Result<bool> {
+        let shape = self.present()?;
+        if !self.options.graphs {
+            self.enqueue_whole(&shape)?;
+        } else {
+            match self.graphs.way(&shape) {
+                Way::Launch => self.enqueue_whole(&shape)?,
+                Way::Replay(graph) => self.driver.replay(graph)?,
+                Way::Record => {
+                    self.driver.begin_capture()?;
+                    let enqueued = self.enqueue_whole(&shape);
+                    let graph = self.driver.end_capture()?;
+                    enqueued?;
+                    self.graphs.keep(&mut *self.driver, &shape, graph)?;
+                }
+            }
+        }
+        self.whole = true;
+        Ok(true)
+    }
+
+    fn embed(&mut self, _plan: &Plan) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_embed(&shape)
+    }
+
+    fn attention_input(&mut self, _plan: &Plan, layer: usize) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_attention_input(&shape, layer)
+    }
+
+    fn attention(&mut self, _plan: &Plan, layer: usize) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_attention(&shape, layer)
+    }
+
+    fn attention_output(&mut self, _plan: &Plan, layer: usize) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_attention_output(&shape, layer)
+    }
+
+    fn mlp_input(&mut self, _plan: &Plan, layer: usize) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_mlp_input(&shape, layer)
+    }
+
+    fn mlp_output(&mut self, _plan: &Plan, layer: usize) -> Result<()> {
+        let shape = self.present()?;
+        self.enqueue_mlp_output(&shape, layer)
+    }
+
+    fn head(&mut self, _plan: &Plan) -> Result<()> {
+        let shape = self.present()?;
+        if self.whole { Ok(()) } else { self.enqueue_head(&shape) }
+    }
+
+    fn sample(&mut self, _plan: &Plan) -> Result<()> {
+        let shape = self.present()?;
+        if self.whole { Ok(()) } else { self.enqueue_sample(&shape) }
+    }
+
+    fn step_sids(&mut self, _plan: &Plan) -> Result<()> {
+        let shape = self.present()?;
+        if self.whole { Ok(()) } else { self.enqueue_sids(&shape) }
+    }
+
+    fn finish(&mut self) -> Result<Outcome> {
+        if self.must_wait() {
+            return self.collect();
+        }
+        // As many beams as could be alive; how many are, the device knows.
+        let sids = self.outcome.sids.iter();
+        let live = sids.map(|&(search, level)| SidOutcome {
+            live: self.searches.most_live(search, level) as u32,
+            fault: false,
+        });
+        Ok(Outcome { text: Vec::new(), sids: live.collect() })
+    }
+
+    fn read(&mut self, buffer: Buffer) -> Result<Vec<f32>> {
+        let (at, width, dtype) = self.buffer(buffer);
+        let rows = if buffer == Buffer::Logits { self.step.full } else { self.step.rows.len() };
+        self.floats(at, rows * width, dtype)
+    }
+
+    fn write(&mut self, buffer: Buffer, values: &[f32]) -> Result<()> {
+        let (at, width, dtype) = self.buffer(buffer);
+        let rows = if buffer == Buffer::Logits { self.step.full } else { self.step.rows.len() };
+        if values.len() != rows * width {
+            return Err(Error::Device(format!(
+                "{} values for a buffer of {} elements",
+                values.len(),
+                rows * width
+            )));
+        }
+        let tensor = Tensor::rounded(dtype, vec![values.len()], values);
+        self.driver.upload(at, tensor.bytes())
+    }
+}

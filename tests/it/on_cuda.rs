@@ -1,0 +1,156 @@
+//! The whole engine on the CUDA kernels, run by the host and by the GPU if there is one: a tiny random model, and the model that learned a
+//! real catalog where the checkout has it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sidereal::device::cuda::CudaOptions;
+use sidereal::device::ops::DType;
+use sidereal::engine::{Answer, Engine, EngineBuilder, EventStream, Request};
+
+use crate::kernels::drivers;
+
+/// The same builder on every driver, by name; and what it is on the CPU.
+fn engines(make: &dyn Fn() -> EngineBuilder, reproducible: bool) -> Vec<(String, Engine)> {
+    let options = CudaOptions { reproducible, ..CudaOptions::default() };
+    let start = |(name, driver)| {
+        let builder = make().dtype(DType::Bf16).on_cuda(driver, options).unwrap();
+        (name, builder.start().unwrap())
+    };
+    drivers().into_iter().map(start).collect()
+}
+
+fn request(value: Value) -> Request {
+    Request::from_json(&value.to_string()).unwrap()
+}
+
+/// Requests of every kind for the built-in demonstration.
+fn tiny_requests() -> Vec<Request> {
+    let mut requests = Vec::new();
+    for i in 0..4 {
+        let prompt = format!("search for the number {i}{}", " and so on".repeat(i * 3));
+        requests.push(request(json!({"prompt": prompt, "output": "items", "n": 5, "beam_width": 4 + 9 * i})));
+        requests.push(request(json!({"prompt": prompt, "output": "items", "n": 3, "score": "valid",
+            "temperature": 0.7, "seed": i})));
+        requests.push(request(json!({"prompt": prompt, "output": "items", "n": 3, "score": "vocabulary"})));
+        requests.push(request(json!({"prompt": prompt, "output": "text", "max_tokens": 8, "temperature": 0,
+            "logprobs": 2})));
+        requests.push(request(json!({"prompt": prompt, "output": "text", "max_tokens": 8, "temperature": 0.9,
+            "top_p": 0.8, "top_k": 40, "repetition_penalty": 1.2, "seed": i})));
+        requests.push(request(json!({"prompt": prompt, "output": "mixed", "max_tokens": 24, "temperature": 1.5,
+            "seed": 100 + i})));
+    }
+    requests.push(request(json!({"prompt": "which one", "choice": ["the first", "the second", "neither"]})));
+    requests.push(request(json!({"prompt": "in groups", "output": "items", "n": 6, "beam_width": 12,
+        "diversity": {"groups": 3, "penalty": 0.5, "max_per_prefix": 2}})));
+    requests
+}
+
+/// What of an answer may not change: everything but how much of it was cached, and how many beams were computed (a device that does
+/// not wait for the number of live beams computes as many as could be).
+fn essence(answer: &Answer) -> Value {
+    let mut value = serde_json::to_value(answer).unwrap();
+    value["usage"]["cached_tokens"] = json!(0);
+    value["usage"]["beam_rows"] = json!(0);
+    value
+}
+
+fn all_at_once(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
+    let streams: Vec<EventStream> = requests.iter().map(|r| engine.submit(r).unwrap()).collect();
+    streams.into_iter().map(|stream| stream.wait().unwrap()).collect()
+}
+
+#[test]
+fn in_reproducible_mode_company_caches_and_chunks_change_no_bit() {
+    let requests = tiny_requests();
+    let make = || EngineBuilder::tiny().unwrap();
+    // Steps of 24 rows cut every prompt; a small cache makes jobs give way.
+    let cramped = || make().max_rows(48).cache_bytes(40 * 16 * 2 * 2 * 64 * 2);
+    let companies = engines(&make, true);
+    for ((name, roomy), (_, cramped)) in companies.into_iter().zip(engines(&cramped, true)) {
+        let alone: Vec<Value> = requests.iter().map(|r| essence(&roomy.generate(r).unwrap())).collect();
+        for (which, (answer, alone)) in all_at_once(&roomy, &requests).iter().zip(&alone).enumerate() {
+            assert_eq!(essence(answer), *alone, "{name}: request {which} in company");
+        }
+        for (which, (answer, alone)) in all_at_once(&cramped, &requests).iter().zip(&alone).enumerate() {
+            assert_eq!(essence(answer), *alone, "{name}: request {which} in small steps");
+        }
+        let failed = roomy.counters().failed.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(failed, 0, "{name}");
+    }
+}
+
+#[test]
+fn in_the_default_mode_the_same_batch_gives_the_same_bits() {
+    let requests = tiny_requests();
+    for (name, engine) in engines(&|| EngineBuilder::tiny().unwrap(), false) {
+        let first: Vec<Value> = requests.iter().map(|r| essence(&engine.generate(r).unwrap())).collect();
+        let again: Vec<Value> = requests.iter().map(|r| essence(&engine.generate(r).unwrap())).collect();
+        assert_eq!(first, again, "{name}");
+    }
+}
+
+/// Scores on the CUDA kernels and on the CPU, both in bf16: equal up to rounding for every path that both return.
+#[test]
+fn scores_are_those_of_the_cpu_up_to_rounding() {
+    let wide = request(json!({"prompt": "everything there is", "output": "items", "n": 300, "beam_width": 300}));
+    let cpu = EngineBuilder::tiny().unwrap().dtype(DType::Bf16).start().unwrap();
+    let expected = cpu.generate(&wide).unwrap();
+    let scores: HashMap<String, f32> =
+        expected.items.unwrap().into_iter().map(|item| (item.id, item.score)).collect();
+    assert!(scores.len() >= 250, "{} items", scores.len());
+    for (name, engine) in engines(&|| EngineBuilder::tiny().unwrap(), false) {
+        let items = engine.generate(&wide).unwrap().items.unwrap();
+        assert_eq!(items.len(), scores.len(), "{name}");
+        for item in items {
+            let theirs = scores[&item.id];
+            assert!((item.score - theirs).abs() < 0.05, "{name}: {} scores {} and {theirs}", item.id, item.score);
+        }
+    }
+}
+
+fn grounded_small() -> Option<PathBuf> {
+    let shared = std::env::var_os("SIDEREAL_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let dir = shared.join("models/grounded-small");
+    if !dir.is_dir() {
+        println!("skipped: no {}", dir.display());
+        return None;
+    }
+    Some(dir)
+}
+
+/// Ranked lists in bf16 against those of transformers in float32.
+#[test]
+fn the_small_model_in_bf16_ranks_as_the_float32_reference_does() {
+    let Some(dir) = grounded_small() else { return };
+    let text = std::fs::read_to_string(dir.join("expected/beams.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let requests: Vec<Request> = cases
+        .iter()
+        .map(|case| {
+            request(json!({"messages": case["messages"], "output": "items", "item_types": case["types"],
+                "score": case["score"], "n": case["beam_width"], "beam_width": case["beam_width"]}))
+        })
+        .collect();
+    let make = || {
+        let builder = EngineBuilder::open(&dir).unwrap();
+        builder.catalog_file(dir.join("catalog.jsonl"), &mut |_, _| {}).unwrap()
+    };
+    for (name, engine) in engines(&make, false) {
+        let (mut first, mut common, mut all) = (0, 0, 0);
+        for (answer, case) in all_at_once(&engine, &requests).iter().zip(&cases) {
+            let items = answer.items.as_deref().unwrap();
+            let expected = case["results"].as_array().unwrap();
+            let is = |result: &Value, id: &str| result["item"] == id || result["same_sid"][0] == id;
+            assert_eq!(items.len(), expected.len(), "{name}");
+            first += usize::from(is(&expected[0], &items[0].id));
+            common += items.iter().filter(|item| expected.iter().any(|result| is(result, &item.id))).count();
+            all += items.len();
+        }
+        println!("{name}: first item equal in {first} of {}, {common} of {all} items common", cases.len());
+        assert!(first * 100 >= 85 * cases.len(), "{name}: first item equal in {first} of {}", cases.len());
+        assert!(common * 100 >= 90 * all, "{name}: {common} of {all} items common");
+    }
+}

@@ -196,7 +196,7 @@ impl DeviceWeights {
         (item_type, level): (TypeId, u8),
     ) -> Result<Matrix> {
         if let Some(matrix) = self.packed.get(&(item_type, level)) {
-            return Ok(matrix.clone());
+            return Ok(*matrix);
         }
         let tokens = &layout.types[item_type.index()].levels[level as usize];
         products.rows_of(driver, &self.head, tokens.token(0).index(), tokens.len())

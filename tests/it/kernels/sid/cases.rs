@@ -36,7 +36,7 @@ pub fn large_catalog(dice: &mut Dice, at: usize) -> Types {
     let items = 3500 + dice.below(1500);
     let sids = (0..items).map(|_| {
         let t = dice.below(levels.len());
-        let long = at % 2 == 0 && !dice.once_in(3);
+        let long = at.is_multiple_of(2) && !dice.once_in(3);
         let code = |(level, &codes): (usize, &usize)| {
             // Most SIDs share the codes before the last: runs longer than a warp's chunk.
             if long && level + 1 < levels[t].len() { (codes / 2) as u16 } else { dice.below(codes) as u16 }

@@ -88,7 +88,7 @@ fn layout(types: &Types) -> Layout {
         let before: usize = types.levels[..parts[0]].iter().flatten().sum::<usize>()
             + types.levels[parts[0]][..parts[1]].iter().sum::<usize>();
         let codes = types.levels[parts[0]][parts[1]];
-        let code = if parts[1] % 2 == 0 { parts[2] } else { codes - 1 - parts[2] };
+        let code = if parts[1].is_multiple_of(2) { parts[2] } else { codes - 1 - parts[2] };
         Some(TokenId((100 + before + code) as u32))
     };
     Layout::resolve(&spec, lookup).unwrap()

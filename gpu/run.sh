@@ -81,7 +81,7 @@ run_doctor() { within "$here/sidereal" doctor && grep -q '^devices .*cuda' "$log
 run_tests() { within "$here/test-it" ${TESTS:+"$TESTS"} && passed; }
 run_model() {
     [ -d "$here/shared" ] || { echo "skipped: the model did not come along" | tee -a "$log"; return; }
-    within "$here/test-it" grounded_small --nocapture && passed
+    within "$here/test-it" on_cuda::the_small_model --nocapture && passed
 }
 run_bench() {
     local bench code=0

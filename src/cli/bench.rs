@@ -15,7 +15,7 @@ use sidereal::ids::TokenId;
 use sidereal::model::random::{self, RandomSpec};
 use sidereal::text::{Tokenizer, tiny};
 
-use super::load::{DTypeArg, progress};
+use super::load::{DTypeArg, DeviceArg, progress};
 
 /// Measure a model on this machine, with the limit beside the figure.
 #[derive(Subcommand)]
@@ -36,10 +36,16 @@ pub struct ModelBench {
     /// Type of random weights
     #[arg(long, value_enum, default_value_t = DTypeArg::Bf16)]
     weights: DTypeArg,
-    /// Type of activations and cache
-    #[arg(long, value_enum, default_value_t = DTypeArg::F32)]
-    dtype: DTypeArg,
-    /// Threads [default: all cores]
+    /// Type of activations and cache [default: f32 on the CPU, bf16 elsewhere]
+    #[arg(long, value_enum)]
+    dtype: Option<DTypeArg>,
+    /// Where the model runs
+    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    device: DeviceArg,
+    /// One order of every sum, whatever else is computed beside it
+    #[arg(long)]
+    reproducible: bool,
+    /// Threads of the CPU [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<std::num::NonZeroUsize>,
     /// Tokens of a prompt
@@ -48,7 +54,7 @@ pub struct ModelBench {
     /// Tokens decoded
     #[arg(long, value_name = "N", default_value_t = 32)]
     decode: usize,
-    /// Sequences decoded together
+    /// Sequences decoded together, and beam requests searched together
     #[arg(long, value_name = "N", default_value_t = 1)]
     batch: usize,
     /// Beam width; 0: no beam search
@@ -102,8 +108,10 @@ struct Figures {
 struct BeamFigures {
     width: usize,
     levels: usize,
+    requests: usize,
+    /// From the first prompt's begin to the last list.
     request_ms: f64,
-    /// The same prompt's prefill, and `levels` decode steps of `width` independent sequences with short contexts.
+    /// The same prompts' prefills, and `levels` decode steps of as many independent sequences as there are beams, with short contexts.
     parts_ms: f64,
     ratio: f64,
     step_ms: f64,
@@ -123,14 +131,24 @@ struct Samples {
 }
 
 impl Samples {
-    fn beam_figures(&self, width: usize, prefill: f64) -> Option<BeamFigures> {
-        let levels = self.beams.first()?.len();
-        let requests: Vec<f64> = self.beams.iter().map(|steps| steps.iter().sum()).collect();
-        let steps: Vec<f64> = self.beams.iter().flat_map(|steps| steps[1..].to_vec()).collect();
-        let (request, parts) = (median(&requests), prefill + levels as f64 * median(&self.batched));
+    fn beam_figures(
+        &self,
+        width: usize,
+        levels: usize,
+        requests: usize,
+        prefill: f64,
+    ) -> Option<BeamFigures> {
+        self.beams.first()?;
+        let totals: Vec<f64> = self.beams.iter().map(|steps| steps.iter().sum()).collect();
+        // A device may answer before a step is done: steps are averaged, and the last one waits for all.
+        let mean = |steps: &Vec<f64>| steps[1..].iter().sum::<f64>() / (steps.len() - 1).max(1) as f64;
+        let steps: Vec<f64> = self.beams.iter().map(mean).collect();
+        let request = median(&totals);
+        let parts = requests as f64 * prefill + levels as f64 * median(&self.batched);
         Some(BeamFigures {
             width,
             levels,
+            requests,
             request_ms: request,
             parts_ms: parts,
             ratio: request / parts,
@@ -145,8 +163,9 @@ impl ModelBench {
             bail!("--repeat and --batch must be at least 1, --decode and --prompt at least 2");
         }
         let (builder, name, vocab, weight_bytes) = self.open()?;
+        let mut limit = Limit::of(self)?;
         let mut runner = Runner { parts: builder.parts()?, vocab, draw: 0 };
-        let samples = self.measure(&mut runner)?;
+        let samples = self.measure(&mut runner, &mut limit)?;
         let (prefill, decode) = (median(&samples.prefill), median(&samples.decode));
         let read = median(&samples.read);
         let gb_s = weight_bytes as f64 / decode / 1e6;
@@ -163,26 +182,26 @@ impl ModelBench {
             decode_tokens_s: self.batch as f64 / decode * 1e3,
             decode_gb_s: gb_s,
             decode_share_of_read: gb_s / read,
-            beam: samples.beam_figures(self.beam_width, prefill),
+            beam: samples.beam_figures(self.beam_width, self.levels.len(), self.batch, prefill),
         };
         self.print(&figures)
     }
 
     /// One pass to fault pages in; then everything in turns, so that drifts of the machine meet all figures alike.
-    fn measure(&self, runner: &mut Runner) -> anyhow::Result<Samples> {
+    fn measure(&self, runner: &mut Runner, limit: &mut Limit) -> anyhow::Result<Samples> {
         let bar = progress("measuring");
         bar.set_length(self.repeat as u64 + 1);
-        let mut reader = Reader::new(self.threads.map_or(0, usize::from))?;
         let mut samples = Samples::default();
         for pass in 0..=self.repeat {
             let prefill = runner.text(1, self.prompt, 1)?;
             // The limit is read right before and after what it limits.
-            let before = read_gb_s(&mut reader);
+            let before = limit.read_gb_s();
             let decode = runner.text(self.batch, 16, self.decode)?;
-            let after = read_gb_s(&mut reader);
+            let after = limit.read_gb_s();
             let mut beam = (Vec::new(), Vec::new());
             if self.beam_width > 0 {
-                beam = (runner.beam(self.prompt, self.beam_width)?, runner.text(self.beam_width, 16, 6)?);
+                let rows = self.batch * self.beam_width;
+                beam = (runner.beam(self.batch, self.prompt, self.beam_width)?, runner.text(rows, 16, 6)?);
             }
             bar.inc(1);
             if pass == 0 {
@@ -224,7 +243,7 @@ impl ModelBench {
         if let Some(beam) = &f.beam {
             println!(
                 "{:<34} {:>10.2} ms    {:.2} of its prefill and {} batched steps ({:.2} ms); a beam step {:.2} ms",
-                format!("beam {}, {} levels", beam.width, beam.levels),
+                format!("{} x beam {}, {} levels", beam.requests, beam.width, beam.levels),
                 beam.request_ms,
                 beam.ratio,
                 beam.levels,
@@ -252,14 +271,19 @@ impl ModelBench {
         let weights = &model.weights;
         // A tied embedding is read once, as the head; an embedding of its own gives a row per token.
         let bytes = model.weight_bytes() - if model.config.tied { 0 } else { weights.embed.bytes().len() };
-        let mut builder = builder.dtype(self.dtype.into()).max_rows((self.prompt + 8).max(512));
+        let dtype = DType::from(self.dtype.unwrap_or(self.device.dtype()));
+        let beams = self.batch * self.beam_width;
+        let max_rows = (self.prompt + 8).max(self.batch * self.prompt.min(1024)).max(beams).max(512);
+        let mut builder = builder.dtype(dtype).max_rows(max_rows);
         if let Some(threads) = self.threads {
             builder = builder.threads(threads.get());
         }
-        let rows = (self.prompt + self.decode + 64) * self.batch.max(self.beam_width).max(2);
+        let rows =
+            (self.prompt + self.decode + 64) * self.batch.max(2) + (64 + 8 * self.levels.len()) * beams;
         let shape = builder.model_ref().shape();
-        let token = 2 * shape.layers * shape.kv_heads * shape.head_dim * DType::from(self.dtype).size();
-        Ok((builder.cache_bytes(rows * token), name, vocab, bytes))
+        let token = 2 * shape.layers * shape.kv_heads * shape.head_dim * dtype.size();
+        let builder = self.device.place(builder.cache_bytes(rows * token), self.reproducible)?;
+        Ok((builder, name, vocab, bytes))
     }
 
     fn random(&self) -> anyhow::Result<(EngineBuilder, String, usize)> {
@@ -338,16 +362,17 @@ impl Runner {
         self.run(&requests)
     }
 
-    /// Milliseconds of each step of a beam search.
-    fn beam(&mut self, prompt: usize, width: usize) -> anyhow::Result<Vec<f64>> {
-        let request = Request {
-            prompt_token_ids: Some(self.prompt(prompt)),
+    /// Milliseconds of each step of beam searches that run together.
+    fn beam(&mut self, requests: usize, prompt: usize, width: usize) -> anyhow::Result<Vec<f64>> {
+        let request = |prompt| Request {
+            prompt_token_ids: Some(prompt),
             output: Some(Output::Items),
             beam_width: Some(OneOrMany::One(width as i64)),
             n: Some(width as i64),
             ..Request::default()
         };
-        self.run(&[request])
+        let requests: Vec<Request> = (0..requests).map(|_| request(self.prompt(prompt))).collect();
+        self.run(&requests)
     }
 
     fn run(&mut self, requests: &[Request]) -> anyhow::Result<Vec<f64>> {
@@ -368,11 +393,39 @@ impl Runner {
     }
 }
 
-/// A plain parallel sum over a gibibyte, in GB/s.
-fn read_gb_s(reader: &mut Reader) -> f64 {
-    let start = Instant::now();
-    std::hint::black_box(reader.read());
-    Reader::BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
+/// What decoding is limited by: the rate at which the device's memory is read.
+enum Limit {
+    /// A plain parallel sum over a gibibyte on the CPU, taken again each time: such machines drift.
+    Cpu(Reader),
+    /// Of a GPU, taken once, in GB/s.
+    #[cfg(feature = "cuda")]
+    Gpu(f64),
+}
+
+impl Limit {
+    fn of(bench: &ModelBench) -> anyhow::Result<Limit> {
+        #[cfg(feature = "cuda")]
+        if bench.device == DeviceArg::Cuda {
+            use sidereal::device::cuda::ceilings::{Extent, measure};
+            use sidereal::device::cuda::driver::Driver;
+            let mut driver: Box<dyn Driver> = Box::new(sidereal::device::cuda::CudaDriver::new(0)?);
+            let extent = Extent::of(&mut *driver)?;
+            return Ok(Limit::Gpu(measure(&mut *driver, &extent)?.read / 1e9));
+        }
+        Ok(Limit::Cpu(Reader::new(bench.threads.map_or(0, usize::from))?))
+    }
+
+    fn read_gb_s(&mut self) -> f64 {
+        match self {
+            Limit::Cpu(reader) => {
+                let start = Instant::now();
+                std::hint::black_box(reader.read());
+                Reader::BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
+            }
+            #[cfg(feature = "cuda")]
+            Limit::Gpu(read) => *read,
+        }
+    }
 }
 
 fn median(values: &[f64]) -> f64 {

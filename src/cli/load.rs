@@ -85,12 +85,32 @@ pub enum DeviceArg {
 
 impl DeviceArg {
     /// The type of activations unless one is named.
-    fn dtype(self) -> DTypeArg {
+    pub fn dtype(self) -> DTypeArg {
         if self == DeviceArg::Cpu { DTypeArg::F32 } else { DTypeArg::Bf16 }
     }
 
+    /// Puts an engine, otherwise complete, on the device.
+    pub fn place(self, builder: EngineBuilder, reproducible: bool) -> anyhow::Result<EngineBuilder> {
+        #[cfg(any(feature = "cuda", feature = "emulated"))]
+        let options = CudaOptions { reproducible, ..CudaOptions::default() };
+        Ok(match self {
+            // Its one mode is reproducible.
+            DeviceArg::Cpu => {
+                let _ = reproducible;
+                builder
+            }
+            #[cfg(feature = "cuda")]
+            DeviceArg::Cuda => builder.on_cuda(Box::new(CudaDriver::new(0)?), options)?,
+            #[cfg(feature = "emulated")]
+            DeviceArg::Emulated => {
+                let options_of_host = EmulatedOptions::from_environment()?;
+                builder.on_cuda(Box::new(EmulatedDriver::new(options_of_host)?), options)?
+            }
+        })
+    }
+
     /// Rows of one step unless they are named.
-    fn max_rows(self) -> usize {
+    pub fn max_rows(self) -> usize {
         match self {
             #[cfg(feature = "cuda")]
             DeviceArg::Cuda => 8192,
@@ -132,21 +152,7 @@ impl LoadArgs {
         if let Some(mib) = self.cache_mib {
             builder = builder.cache_bytes(mib.checked_mul(1 << 20).context("--cache-mib: too large")?);
         }
-        self.place(builder)
-    }
-
-    /// Puts the engine on its device.
-    fn place(&self, builder: EngineBuilder) -> anyhow::Result<EngineBuilder> {
-        #[cfg(any(feature = "cuda", feature = "emulated"))]
-        let options = CudaOptions { reproducible: self.reproducible, ..CudaOptions::default() };
-        Ok(match self.device {
-            DeviceArg::Cpu => builder,
-            #[cfg(feature = "cuda")]
-            DeviceArg::Cuda => builder.on_cuda(Box::new(CudaDriver::new(0)?), options)?,
-            #[cfg(feature = "emulated")]
-            DeviceArg::Emulated => builder
-                .on_cuda(Box::new(EmulatedDriver::new(EmulatedOptions::from_environment()?)?), options)?,
-        })
+        self.device.place(builder, self.reproducible)
     }
 
     fn open(&self, folder: &std::path::Path) -> anyhow::Result<EngineBuilder> {

@@ -420,7 +420,7 @@ DEVICE_INLINE void wide_tile(const AttentionArgs& a, const Tile& t, T* stages, u
     constexpr uint32_t GROUP = GROUP_KEYS * HD;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t first = t.begin / GROUP_KEYS, last = (t.end - 1) / GROUP_KEYS;
-    const uint32_t chunk_groups = chunk_keys(*t.segment) / GROUP_KEYS;
+    uint32_t chunk_end = (t.begin / chunk_keys(*t.segment) + 1) * (chunk_keys(*t.segment) / GROUP_KEYS);   // group after the chunk
 
     // Each warp fetches one of the four pieces of a group.
     const auto block = [&](uint32_t group) { return block_of(a, t, group * PIECES + warp); };
@@ -442,10 +442,6 @@ DEVICE_INLINE void wide_tile(const AttentionArgs& a, const Tile& t, T* stages, u
     lines.begin(sums, stats, lane);
     lines.seen[0] = line_keys(a, t, warp * LINES + lane / 4);
     lines.seen[1] = line_keys(a, t, warp * LINES + lane / 4 + 8);
-    const auto lines_of_warp = [&] { return t.lines > warp * LINES ? min(t.lines - warp * LINES, LINES) : 0u; };
-    const uint32_t mine = lines_of_warp();
-    const KeyRange range = mine == 0 ? KeyRange{0, 0}
-                                     : KeyRange{line_keys(a, t, warp * LINES).begin, line_keys(a, t, warp * LINES + mine - 1).end};
 
     for (uint32_t group = first; group <= last; group++) {
         dev::cp_async_wait<0>();
@@ -457,15 +453,20 @@ DEVICE_INLINE void wide_tile(const AttentionArgs& a, const Tile& t, T* stages, u
             dev::cp_async_commit();
             next = block(group + 2);
         }
-        if (range.meets(group * GROUP_KEYS, (group + 1) * GROUP_KEYS)) meet<T, HD>(lines, q, keys, keys + GROUP, group * GROUP_KEYS, a.scale, lane);
-        if ((group + 1) % chunk_groups == 0 || group == last) lines.end_chunk(sums, stats, lane);
+        const uint32_t from = group * GROUP_KEYS;
+        const bool seen = lines.seen[0].meets(from, from + GROUP_KEYS) || lines.seen[1].meets(from, from + GROUP_KEYS);
+        if (__any_sync(dev::FULL_MASK, seen)) meet<T, HD>(lines, q, keys, keys + GROUP, from, a.scale, lane);
+        if (group + 1 == chunk_end || group == last) {
+            lines.end_chunk(sums, stats, lane);
+            chunk_end += chunk_keys(*t.segment) / GROUP_KEYS;
+        }
     }
     // `stage` is now the one after the last; the last is the other.
     stage ^= 1;
 
     __syncwarp();   // the warp's lines are in shared memory
-    // Counted again: a register held through the loop above is one too many.
-    for (uint32_t i = lane; i < lines_of_warp() * S::CHUNKS; i += 32) {
+    const uint32_t mine = t.lines > warp * LINES ? min(t.lines - warp * LINES, LINES) : 0;
+    for (uint32_t i = lane; i < mine * S::CHUNKS; i += 32) {
         const uint32_t line = i / S::CHUNKS, chunk = i % S::CHUNKS;
         const float4* const from = reinterpret_cast<const float4*>(sums + line * S::STRIDE + chunk * 8);
         const float4 low = from[0], high = from[1];

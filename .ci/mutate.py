@@ -48,8 +48,8 @@ MUTATIONS = [
     ("barrier", r"__syncthreads\(\);", ";"),
     ("barrier", r"__syncwarp\([^;]*\);", ";"),
     ("barrier", r"(?<![\w:])(?:dev::)?barrier_(?:sync|arrive)\([^;]*\);", ";"),
-    ("wait", r"(?:dev::)?cp_async_wait<(\w+)>\([^;]*\);", ";"),
-    ("wait", r"(?:dev::)?wgmma_wait<(\w+)>\([^;]*\);", ";"),
+    ("wait", r"(?:dev::)?cp_async_wait<[^<>;]*>\([^;]*\);", ";"),
+    ("wait", r"(?:dev::)?wgmma_wait<[^<>;]*>\([^;]*\);", ";"),
     ("wait", r"(?:dev::)?mbarrier_wait\w*\([^;]*\);", ";"),
     ("wait", r"(?:dev::)?dependency_wait\(\);", ";"),
     ("wait", r"(?:dev::)?mbarrier_arrive\w*\([^;]*\);", ";"),
@@ -102,14 +102,19 @@ def family(file: str) -> str:
 
 
 class Tree:
-    """A copy of what a shared object of kernels is built from, objects included."""
+    """A copy of what a shared object of kernels is built from. Its copies share files, objects included, until they are replaced."""
 
     def __init__(self, folder: pathlib.Path, origin: "Tree | None" = None):
         self.folder = folder
         if origin is None:
             shutil.copytree(KERNELS, folder / "kernels")
         else:
-            shutil.copytree(origin.folder, folder, dirs_exist_ok=True)
+            shutil.copytree(origin.folder, folder, dirs_exist_ok=True, copy_function=os.link)
+
+    def replace(self, file: str, text: str) -> None:
+        path = self.folder / "kernels" / file
+        path.unlink()
+        path.write_text(text)
 
     def build(self, sanitizer: str = "none") -> pathlib.Path | None:
         """Builds the object; none if the compiler refuses."""
@@ -151,7 +156,7 @@ class Tests:
 
 
 SANITIZERS = {
-    "thread": {"TSAN_OPTIONS": f"halt_on_error=1 report_signal_unsafe=0 suppressions={ROOT / '.ci' / 'tsan.txt'}"},
+    "thread": {"TSAN_OPTIONS": f"halt_on_error=1 report_signal_unsafe=0 ignore_noninstrumented_modules=1 suppressions={ROOT / '.ci' / 'tsan.txt'}"},
     "address": {"ASAN_OPTIONS": "detect_leaks=0 halt_on_error=1 handle_segv=0"},
 }
 
@@ -160,7 +165,7 @@ def noticed(place: Place, origin: Tree, tests: Tests, limits: dict[str, float], 
     """Who notices: `compiler`, `tests`, `orders`, a sanitizer, or nobody (empty)."""
     with tempfile.TemporaryDirectory(dir=origin.folder.parent) as name:
         tree = Tree(pathlib.Path(name), origin)
-        (tree.folder / "kernels" / place.file).write_text(place.text)
+        tree.replace(place.file, place.text)
         kernels = tree.build()
         if kernels is None:
             return "compiler"

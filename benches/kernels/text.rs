@@ -58,7 +58,7 @@ fn embed(c: &mut Criterion, gpu: &mut Gpu, rows: usize) {
     gpu.bench(c, ("embed", &format!("{rows}x{hidden}")), (work, 1), |driver, _| {
         kernel.enqueue(driver, &args, rows as u32)
     });
-    [table, rows_at, counts_at, x].map(|at| gpu.driver.free(at).expect("freed"));
+    [table, rows_at, counts_at, x].into_iter().for_each(|at| gpu.driver.free(at).expect("freed"));
 }
 
 /// Logits whose spread grows with `scale`: sums of four even ones.

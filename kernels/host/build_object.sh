@@ -3,7 +3,8 @@
 #   kernels/host/build_object.sh OUT.so [address|thread|none] [FILE.cu ...]       default: all kernels, no sanitizer
 # A sanitizer's runtime has to be loaded first: LD_PRELOAD=$(g++ -print-file-name=libasan.so) (or libtsan.so) before the program.
 # With the thread sanitizer also TSAN_OPTIONS=ignore_noninstrumented_modules=1, since the Rust code around it is not compiled for it.
-# The runtime's objects are kept next to OUT.so and made again when their sources are newer.
+# Objects are kept next to OUT.so and made again when something that they were made from is newer. Files are replaced, never written
+# into, so that a copy of the folder may share them by hard links.
 set -e
 out=$1; shift
 sanitizer=none
@@ -18,12 +19,24 @@ case $sanitizer in
 esac
 objects=$out.$sanitizer.objects
 mkdir -p "$objects"
-for source in kernels/host/*.cpp; do
-  object=$objects/$(basename "$source" .cpp).o
-  if [ ! -e "$object" ] || [ -n "$(find kernels/host -newer "$object" -name '*.[hc]*')" ]; then
-    $cxx $flags $runtime_flags -c "$source" -o "$object"
+# Compiles $1 to $2 with the flags that follow, unless $2 is newer than everything that $1 includes.
+compile() {
+  source=$1 object=$2
+  shift 2
+  if [ -e "$object" ] && [ -e "$object.d" ]; then
+    stale=
+    for file in $(sed 's/^[^:]*://; s/\\$//' "$object.d"); do
+      [ -e "$file" ] && [ ! "$file" -nt "$object" ] || stale=1
+    done
+    [ -n "$stale" ] || return 0
   fi
+  rm -f "$object" "$object.d"
+  $cxx $flags "$@" -MMD -MF "$object.d" -xc++ -c "$source" -o "$object"
+}
+for source in kernels/host/*.cpp; do
+  compile "$source" "$objects/$(basename "$source" .cpp).o" $runtime_flags
 done
+rm -f "$objects/registry.cpp"
 {
   echo '#include "host/runtime.h"'
   sed -n 's/^KERNEL(\([a-z0-9_]*\),.*/extern const host::Kernel host_\1;/p' "$@"
@@ -35,10 +48,11 @@ done
 linked=
 for source in "$@"; do
   object=$objects/kernel_$(basename "$source" .cu).o
-  $cxx $flags $kernel_flags -xc++ -c "$source" -o "$object"
   linked="$linked $object"
+  compile "$source" "$object" $kernel_flags
 done
-$cxx $flags $runtime_flags -c "$objects/registry.cpp" -o "$objects/registry_table.o"
+compile "$objects/registry.cpp" "$objects/registry_table.o" $runtime_flags
+rm -f "$out"
 runtime=
 for source in kernels/host/*.cpp; do runtime="$runtime $objects/$(basename "$source" .cpp).o"; done
 $cxx -shared -Wl,-Bsymbolic $link $linked $runtime "$objects/registry_table.o" -o "$out" -lpthread

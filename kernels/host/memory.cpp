@@ -27,10 +27,7 @@ void* shared_array(const void* key, size_t bytes, size_t align, Place place) {
   const Quiet quiet;
   Block* const block = block_of(self());
   for (const StaticArray& array : block->arrays)
-    if (array.key == key) {
-      happens_after(&block->arrays);
-      return array.at;
-    }
+    if (array.key == key) return array.at;
   align = align < 16 ? 16 : align;
   if (align > 1024) fail(place, "a static shared array aligned to %zu bytes", align);
   block->static_declared = rounded_up(block->static_declared, align) + bytes;
@@ -45,7 +42,6 @@ void* shared_array(const void* key, size_t bytes, size_t align, Place place) {
   memset(at, POISON, bytes);
   add_red_zone(block, end, zone, place);
   block->arrays.push_back({key, at, bytes});
-  happens_before(&block->arrays);  // the poison is there for whoever names the array next
   return at;
 }
 
@@ -69,9 +65,7 @@ void* carve(uint32_t& declared, uint32_t& actual, size_t bytes, size_t align, Pl
     memset(block->arena + start, POISON, bytes);
     add_red_zone(block, end, zone, place);
     block->dynamic_used = zone;
-    happens_before(&block->dynamic_used);  // the poison, as above
   } else {
-    happens_after(&block->dynamic_used);
     add_red_zone(block, end, zone, place);
   }
   return block->arena + start;

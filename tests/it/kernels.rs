@@ -10,6 +10,7 @@ mod norm;
 mod products;
 mod rope;
 mod sample;
+mod sid;
 
 use bytemuck::Pod;
 use sidereal::device::cuda::driver::{DevicePtr, Driver};

@@ -28,7 +28,7 @@ __device__ void embed_body(const EmbedArgs& a) {
     dev::dependency_wait();
     dev::dependency_trigger();
     const uint32_t row = blockIdx.x;
-    if (row >= a.counts->rows || row >= a.max_rows) return;
+    if (row >= a.counts->rows) return;   // the grid has no more rows than there is room for
     const RowInfo info = a.rows[row];
     T* const x = static_cast<T*>(a.x) + size_t(row) * a.hidden;
     if (info.source == SOURCE_SOFT && info.value < a.soft_tokens) {

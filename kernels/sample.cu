@@ -210,20 +210,14 @@ __device__ Whole join_parts(const SampleArgs& a, const TextPart* parts) {
     return Whole{elementary::log_sum(max, sum), elementary::is_nan(sum)};
 }
 
-// The mass of all candidates, from the sums of the parts and the edits, in units of MASS_ONE; rounded as float sums are.
-__device__ double whole_mass(const Room& room, const View& view, const TextPart* parts, uint32_t count) {
+// The mass of all candidates that are not edited, from the sums of the parts, in units of MASS_ONE; rounded as float sums are.
+__device__ double mass_of_parts(const View& view, const TextPart* parts, uint32_t count) {
     float sum = 0.0f;
     for (uint32_t i = threadIdx.x % 32; i < count; i += 32) {
         const TextPart part = parts[i];
         if (part.max > MINUS_INFINITY) sum += part.sum * elementary::exp(scaled(part.max, view.max, view.temperature));
     }
-    sum = warp_sum(sum);
-    uint64_t edited = 0;
-    for (uint32_t i = threadIdx.x; i < view.edit_count; i += CHOOSE_THREADS) {
-        const uint64_t key = view.key(view.edited[i], token_of_edit(view.edits[i]));
-        if (key != 0) edited += mass_of(key);
-    }
-    return double(sum) * double(MASS_ONE) + double(block_sum(room, edited));
+    return double(warp_sum(sum)) * double(MASS_ONE);
 }
 
 // The token that may be chosen with the largest logit, the smallest among equals; NONE if there is none.
@@ -285,10 +279,15 @@ __device__ uint64_t cut_of(const SampleArgs& a, const TextInfo& info, const Room
     if (info.top_p < 1.0f) {
         double goal = -1.0;
         if (!top_k && head.listed) {
-            uint64_t mass = 0;
+            uint64_t mass = 0, edited = 0;
             head.each([&](uint64_t key) { mass += mass_of(key); });
-            mass = block_sum(room, mass);
-            goal = double(info.top_p) * whole_mass(room, head.view, a.parts_of + size_t(blockIdx.x) * a.parts, a.parts);
+            for (uint32_t i = threadIdx.x; i < head.view.edit_count; i += CHOOSE_THREADS) {
+                const uint64_t key = head.view.key(head.view.edited[i], token_of_edit(head.view.edits[i]));
+                if (key != 0) edited += mass_of(key);
+            }
+            block_sums(room, mass, edited);
+            const double whole = mass_of_parts(head.view, a.parts_of + size_t(blockIdx.x) * a.parts, a.parts) + double(edited);
+            goal = double(info.top_p) * whole;
             if (!(goal <= double(mass))) goal = -1.0;
         }
         Source from = head;
@@ -298,9 +297,10 @@ __device__ uint64_t cut_of(const SampleArgs& a, const TextInfo& info, const Room
                 from.listed = false;
                 from.length = activate(room, maxima, FLOOR);
             }
-            uint64_t mass = 0;
+            uint64_t mass = 0, none = 0;
             from.each([&](uint64_t key) { mass += key >= cut ? mass_of(key) : 0; });
-            goal = double(info.top_p) * double(block_sum(room, mass));
+            block_sums(room, mass, none);
+            goal = double(info.top_p) * double(mass);
         }
         const uint64_t last = select<true>(room, from, cut, max(uint64_t(1), static_cast<uint64_t>(ceil(fmax(goal, 0.0)))));
         if (last != 0) cut = last;

@@ -107,7 +107,7 @@ struct Room {
     uint64_t* list;         // [LIST] candidates
     uint64_t* group;        // [GROUP] keys to be ranked, and their weights
     uint64_t* weights;
-    uint64_t* partial;      // [CHOOSE_WARPS]
+    uint64_t* partial;      // [2 * CHOOSE_WARPS]
     Found* found;
     uint64_t* key;
     uint32_t* lengths;      // of list, group, active
@@ -118,23 +118,25 @@ struct Room {
         counts = carver.take<uint32_t>(BINS), low = carver.take<uint32_t>(BINS), high = carver.take<uint32_t>(BINS);
         list = carver.take<uint64_t>(LIST);
         group = carver.take<uint64_t>(GROUP), weights = carver.take<uint64_t>(GROUP);
-        partial = carver.take<uint64_t>(CHOOSE_WARPS);
+        partial = carver.take<uint64_t>(2 * CHOOSE_WARPS);
         found = carver.take<Found>(1), key = carver.take<uint64_t>(2), lengths = carver.take<uint32_t>(4);
         active = carver.take<uint16_t>(blocks);
     }
 };
 constexpr uint32_t IN_LIST = 0, IN_GROUP = 1, IN_ACTIVE = 2;
 
-// The sum over the block's threads, the same in any order.
-__device__ uint64_t block_sum(const Room& room, uint64_t x) {
-    for (uint32_t lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(dev::FULL_MASK, x, lane);
-    if (threadIdx.x % 32 == 0) room.partial[threadIdx.x / 32] = x;
+// The sums over the block's threads, the same in any order. A barrier has to follow before the next sum or maximum.
+__device__ void block_sums(const Room& room, uint64_t& x, uint64_t& y) {
+    for (uint32_t lane = 16; lane > 0; lane /= 2) {
+        x += __shfl_xor_sync(dev::FULL_MASK, x, lane);
+        y += __shfl_xor_sync(dev::FULL_MASK, y, lane);
+    }
+    if (threadIdx.x % 32 == 0) room.partial[threadIdx.x / 32] = x, room.partial[CHOOSE_WARPS + threadIdx.x / 32] = y;
     __syncthreads();
-    uint64_t sum = 0;
-    for (uint32_t i = 0; i < CHOOSE_WARPS; i++) sum += room.partial[i];
-    __syncthreads();
-    return sum;
+    x = 0, y = 0;
+    for (uint32_t i = 0; i < CHOOSE_WARPS; i++) x += room.partial[i], y += room.partial[CHOOSE_WARPS + i];
 }
+// The largest of the block's threads.
 __device__ uint64_t block_max(const Room& room, uint64_t x) {
     for (uint32_t lane = 16; lane > 0; lane /= 2) {
         const uint64_t other = __shfl_xor_sync(dev::FULL_MASK, x, lane);

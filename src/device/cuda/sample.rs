@@ -385,7 +385,7 @@ fn choose_shared(blocks: usize) -> u32 {
     let digits = 3 * 2048 * 4;
     let list = 4096 * 8;
     let group = 2 * 512 * 8;
-    let small = 16 * 8 + 16 + 16 + 16;
+    let small = 2 * 16 * 8 + 16 + 16 + 16;
     (digits + list + group + small + 2 * blocks) as u32
 }
 

@@ -20,6 +20,8 @@ struct Step {
     soft: Vec<f32>,
     counts: StepCounts,
     max_rows: usize,
+    /// What the BeamView says of itself.
+    live: u32,
 }
 
 const LIVE: usize = 5;
@@ -78,8 +80,9 @@ fn run(driver: &mut dyn Driver, step: &mut Step, table: &[u16]) -> Vec<u16> {
         BEAM_VIEW_BYTES,
     ];
     let at = driver.allocate("embed test", &sizes).unwrap();
-    let mut view = vec![u32::MAX; BEAM_VIEW_BYTES / 4];
-    view[0] = LIVE as u32;
+    // Dead beams and ancestors look like tokens.
+    let mut view = vec![0; BEAM_VIEW_BYTES / 4];
+    view[0] = step.live;
     (0..LIVE).for_each(|beam| view[4 + beam] = beam_token(step, beam));
     step.segments.iter_mut().filter(|s| s.kind == SEGMENT_BEAM).for_each(|s| s.beams = at[7]);
     driver.upload(at[0], bytemuck::cast_slice(table)).unwrap();
@@ -125,6 +128,7 @@ fn step(dtype: DType, vocab: usize, hidden: usize, dice: &mut Dice) -> Step {
         soft: (0..soft_tokens * hidden).map(|i| (i as f32 - 40.0) * 0.123_456).collect(),
         counts: StepCounts { rows: rows as u32, segments: 2, ..StepCounts::default() },
         max_rows,
+        live: LIVE as u32,
     };
     for row in 0..rows {
         let source = dice.below(4) as u32;
@@ -171,6 +175,7 @@ fn hostile_records_fault_nothing() {
                 (row.source, row.value) = (dice.below(4) as u32, random(&mut dice));
             }
             step.row_segment.iter_mut().for_each(|segment| *segment = dice.next() as u32 >> dice.below(32));
+            step.live = u32::MAX;
             step.counts = StepCounts {
                 rows: [u32::MAX, 26, 27][round % 3],
                 segments: dice.next() as u32 >> dice.below(32),

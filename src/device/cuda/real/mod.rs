@@ -396,7 +396,9 @@ impl Driver for CudaDriver {
             hStream: self.stream,
             attrs: &mut overlap,
             // Only a kernel can be overlapped with, and before 9.0 none can.
-            numAttrs: u32::from(launch.dependent && self.after_kernel && self.properties.capability >= (9, 0)),
+            numAttrs: u32::from(
+                launch.dependent && self.after_kernel && self.properties.capability >= (9, 0),
+            ),
         };
         let mut parameters = [args.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: a loaded function with one parameter of `args.len()` bytes, which are read before the call returns; the attribute

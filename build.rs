@@ -191,7 +191,7 @@ mod cubins {
 
     /// `SIDEREAL_NVCC`, a CUDA installation, the search path, or the wheels of the active Python environment.
     fn find_nvcc() -> PathBuf {
-        if let Some(named) = std::env::var_os("SIDEREAL_NVCC") {
+        if let Some(named) = std::env::var_os("SIDEREAL_NVCC").filter(|named| !named.is_empty()) {
             return named.into();
         }
         let mut places: Vec<PathBuf> = ["CUDA_HOME", "CUDA_PATH"]

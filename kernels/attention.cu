@@ -442,7 +442,8 @@ DEVICE_INLINE void wide_tile(const AttentionArgs& a, const Tile& t, T* stages, u
     lines.begin(sums, stats, lane);
     lines.seen[0] = line_keys(a, t, warp * LINES + lane / 4);
     lines.seen[1] = line_keys(a, t, warp * LINES + lane / 4 + 8);
-    const uint32_t mine = t.lines > warp * LINES ? min(t.lines - warp * LINES, LINES) : 0;
+    const auto lines_of_warp = [&] { return t.lines > warp * LINES ? min(t.lines - warp * LINES, LINES) : 0u; };
+    const uint32_t mine = lines_of_warp();
     const KeyRange range = mine == 0 ? KeyRange{0, 0}
                                      : KeyRange{line_keys(a, t, warp * LINES).begin, line_keys(a, t, warp * LINES + mine - 1).end};
 
@@ -463,7 +464,8 @@ DEVICE_INLINE void wide_tile(const AttentionArgs& a, const Tile& t, T* stages, u
     stage ^= 1;
 
     __syncwarp();   // the warp's lines are in shared memory
-    for (uint32_t i = lane; i < mine * S::CHUNKS; i += 32) {
+    // Counted again: a register held through the loop above is one too many.
+    for (uint32_t i = lane; i < lines_of_warp() * S::CHUNKS; i += 32) {
         const uint32_t line = i / S::CHUNKS, chunk = i % S::CHUNKS;
         const float4* const from = reinterpret_cast<const float4*>(sums + line * S::STRIDE + chunk * 8);
         const float4 low = from[0], high = from[1];

@@ -110,8 +110,7 @@ DEVICE_INLINE void gemm(const ProductArgs& a) {
         w.row[i] = static_cast<const T*>(a.w) + size_t(row_of_w<BN>(a, tile, threadIdx.x / PIECES + i * w.STRIDE)) * a.k;
     // Nothing writes weights: they belong to the first group of copies, and are on their way before the previous launch is done.
 #pragma unroll
-    for (uint32_t s = 0; s < STAGES - 1; s++)
-        if (s < steps) w.copy(ws + s * BN * LINE_BYTES, s, a.k);
+    for (uint32_t s = 0; s < STAGES - 1; s++) w.copy(ws + s * BN * LINE_BYTES, s, a.k);
     dev::dependency_trigger();
     dev::dependency_wait();
 
@@ -126,7 +125,7 @@ DEVICE_INLINE void gemm(const ProductArgs& a) {
     }
 #pragma unroll
     for (uint32_t s = 0; s < STAGES - 1; s++) {
-        if (s < steps) x.copy(xs + s * BM * LINE_BYTES, s, a.k);
+        x.copy(xs + s * BM * LINE_BYTES, s, a.k);
         dev::cp_async_commit();
     }
 

@@ -26,6 +26,15 @@ DEVICE_INLINE uint32_t width_of(const ProductArgs& a) { return a.epilogue == EPI
 
 DEVICE_INLINE float silu(float x) { return x / (1.0f + expf(-x)); }
 
+// Two neighbours, to be moved as one; the host checks that they may.
+template <class Pair>
+DEVICE_INLINE Pair* pair_at(void* first SIDEREAL_PLACE) {
+#ifndef __CUDACC__
+    host::check_aligned(first, sizeof(Pair), "access to a pair", place);
+#endif
+    return static_cast<Pair*>(first);
+}
+
 // Writes columns j and j + 1 of a row of the group, j even; nothing outside of the result, nor outside of `out`.
 template <class T>
 DEVICE_INLINE void write_pair(const ProductArgs& a, const Span& span, uint32_t row, uint32_t j, float first, float second) {
@@ -42,7 +51,7 @@ DEVICE_INLINE void write_pair(const ProductArgs& a, const Span& span, uint32_t r
     if (a.epilogue == EPILOGUE_FLOAT) {
         float* const out = static_cast<float*>(a.out) + at;
         if (paired) {
-            *reinterpret_cast<float2*>(out) = make_float2(first, second);
+            *pair_at<float2>(out) = make_float2(first, second);
         } else {
             out[0] = first;
             if (both) out[1] = second;
@@ -51,7 +60,7 @@ DEVICE_INLINE void write_pair(const ProductArgs& a, const Span& span, uint32_t r
     }
     T* const out = static_cast<T*>(a.out) + at;
     if (paired) {
-        uint32_t* const word = reinterpret_cast<uint32_t*>(out);
+        uint32_t* const word = pair_at<uint32_t>(out);
         if (a.epilogue == EPILOGUE_RESIDUAL) {
             const float2 x = dev::unpack2<T>(*word);
             first += x.x;

@@ -121,7 +121,7 @@ __device__ void scan_body(const SampleArgs& a) {
     dev::dependency_wait();
     dev::dependency_trigger();
     const uint32_t part = blockIdx.x, warp = threadIdx.x / 32;
-    if (blockIdx.y >= text_rows(a)) return;
+    if (!is_text_row(a, blockIdx.y)) return;
     const TextInfo info = a.rows[blockIdx.y];
     if (!readable(a, info)) return;
     Piece piece;
@@ -161,7 +161,7 @@ __device__ void scan_body(const SampleArgs& a) {
 
 // ------------------------------------------------------------------------------------------------------------- sample_choose
 
-// The row's logits after edits, one per edited token. All threads; ends in a barrier.
+// The row's logits after edits, one per edited token. Each thread reads later what it writes here: every loop over edits goes in its strides.
 __device__ void edit_row(const SampleArgs& a, const TextInfo& info, uint2 edits) {
     const float* const logits = a.logits + info.logits;
     const uint2* const list = a.edits + edits.x;
@@ -188,7 +188,6 @@ __device__ void edit_row(const SampleArgs& a, const TextInfo& info, uint2 edits)
         }
         a.edited[edits.x + i] = x;
     }
-    __syncthreads();
 }
 
 // What the parts of the row say together; the sums in the order of a tree over lanes, given by the number of parts.
@@ -315,8 +314,8 @@ __device__ bool choose(const SampleArgs& a, const TextInfo& info, const Room& ro
     const View& view = maxima.view;
     const bool top_k = info.top_k > 0 && info.top_k < a.vocab;
     const uint32_t goal = top_k ? info.top_k : info.top_p < 1.0f ? HEAD_BLOCKS : SEED_BLOCKS;
-    // At least `goal` candidates lie from here up, where there are so many; all of them if not.
-    const uint64_t floor = max(select<false>(room, maxima, FLOOR, goal), FLOOR);
+    // At least `goal` candidates lie from here up, with all that are equal to the last, where there are so many; all of them if not.
+    const uint64_t floor = max(select<false>(room, maxima, FLOOR, goal) & LOWEST_TOKENS, FLOOR);
     const uint32_t active = activate(room, maxima, floor);
     Source head{room, view, false, active};
     const uint32_t count = collect(room, head, floor, room.list, IN_LIST, LIST);
@@ -351,7 +350,7 @@ __device__ void choose_body(const SampleArgs& a) {
     DYNAMIC_SHARED(shared);
     dev::dependency_wait();
     dev::dependency_trigger();
-    if (blockIdx.x >= text_rows(a)) return;
+    if (!is_text_row(a, blockIdx.x)) return;
     const uint32_t blocks = a.parts * PART_BLOCKS;
     const Room room(shared, blocks);
     const TextInfo info = a.rows[blockIdx.x];
@@ -392,7 +391,6 @@ __device__ void choose_body(const SampleArgs& a) {
     if (threadIdx.x != 0) return;
     const float logprob = token < a.vocab ? elementary::log_probability(logits[token], whole.log_sum) : 0.0f;
     a.results[info.result] = make_uint4(token, __float_as_uint(logprob), fault ? 1 : 0, found | asked << 16);
-    if (fault) state.wide = 0;
     a.states[blockIdx.x] = state;
 }
 
@@ -432,7 +430,7 @@ __device__ void draw_body(const SampleArgs& a) {
     SHARED(uint64_t, partial, SCAN_THREADS / 32);
     dev::dependency_wait();
     dev::dependency_trigger();
-    if (blockIdx.y >= text_rows(a)) return;
+    if (!is_text_row(a, blockIdx.y)) return;
     TextState& shared_state = a.states[blockIdx.y];
     if (shared_state.wide == 0) return;
     const TextInfo info = a.rows[blockIdx.y];

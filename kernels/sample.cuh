@@ -33,7 +33,8 @@ static_assert(CHOOSE_THREADS == GROUP && BINS % CHOOSE_THREADS == 0);
 
 // ------------------------------------------------------------------------------------------------------------- rows and keys
 
-__device__ uint32_t text_rows(const SampleArgs& a) { return min(a.counts->text_rows, a.max_rows); }
+// A grid has no more rows than there is room for, whatever the counts say.
+__device__ bool is_text_row(const SampleArgs& a, uint32_t row) { return row < a.counts->text_rows; }
 
 // A row whose logits lie in the buffer.
 __device__ bool readable(const SampleArgs& a, const TextInfo& info) {

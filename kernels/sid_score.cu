@@ -12,7 +12,8 @@ namespace {
 DEVICE_INLINE const SidSlot* own_slot(const SidStepArgs& a, uint32_t kind) {
     if (blockIdx.x >= a.max_slots || a.counts->sid_steps == 0) return nullptr;
     const SidSlot& slot = a.slots[blockIdx.x];
-    if (slot.epoch != a.steps[0].epoch || (slot.kind & (KIND_GENERAL | KIND_GROUPED)) != kind) return nullptr;
+    // Slots begin as zeros, and no plan has epoch 0.
+    if (slot.epoch == 0 || slot.epoch != a.steps[0].epoch || (slot.kind & (KIND_GENERAL | KIND_GROUPED)) != kind) return nullptr;
     return &slot;
 }
 

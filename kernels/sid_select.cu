@@ -62,9 +62,14 @@ DEVICE_INLINE void for_each_candidate(const Choice& c, uint64_t below, const uin
         if (entry.row == NONE) offer(key_of(c.search->sampled ? entry.perturbed : entry.score, at, 0), STAYS);
     }
     for (uint32_t row = c.row_first + threadIdx.x / 32; row < c.row_end; row += WARPS) {
+        const SidSlot& slot = c.args->slots[c.step.slot_first + row];
         const uint32_t count = min(c.args->scores[c.step.slot_first + row].count, c.step.room);
         const uint32_t first = row * c.step.room;
-        for (uint32_t i = threadIdx.x % 32; i < count; i += 32) offer(c.args->keys[size_t(c.step.keys_first) + first + i], first + i);
+        for (uint32_t i = threadIdx.x % 32; i < count; i += 32) {
+            const uint64_t key = c.args->keys[size_t(c.step.keys_first) + first + i];
+            // Steps whose parts overlap would hand each other keys that lead nowhere.
+            if (parent_of(key) == slot.parent && code_of(key) < slot.codebook) offer(key, first + i);
+        }
     }
 }
 
@@ -142,7 +147,8 @@ DEVICE_INLINE SidEntry follow(const Choice& c, uint64_t key, uint32_t ref, uint3
     const SidScore score = c.args->scores[slot_at];
     const SidType& type = *slot.type;
     const SidLevel& level = *slot.level;
-    const uint32_t entry = c.args->entries[size_t(c.step.keys_first) + ref];
+    const uint32_t found = c.args->entries[size_t(c.step.keys_first) + ref];
+    const uint32_t entry = found - slot.first < slot.end - slot.first ? found : slot.first;
     const float logit = c.args->logits[slot.logits + code];
     const float log_probability = elementary::log_probability(logit, score.norm);
     SidEntry next = from;
@@ -264,7 +270,7 @@ DEVICE_INLINE bool rows_are_there(const SidStepArgs& a, const SidSearch& search,
     if (!there) return false;
     for (uint32_t row = threadIdx.x; row < rows; row += THREADS) {
         const SidSlot& slot = a.slots[step.slot_first + row];
-        there &= slot.epoch == step.epoch && slot.search == &search && slot.level_index == step.level;
+        there &= step.epoch != 0 && slot.epoch == step.epoch && slot.search == &search && slot.level_index == step.level;
     }
     return there;
 }

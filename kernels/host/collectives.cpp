@@ -213,45 +213,38 @@ void gather(Warp& warp, int count) {
   }
 }
 
-// d [16, 8] += a [16, 16] b [16, 8]: per element the products in order of k, then the old value.
-WIDE_VECTORS void multiply(const float (&a)[16][16], const float (&b)[16][8], float (&d)[16][8]) {
-  for (int i = 0; i < 16; i++) {
-    float sum[8] = {};
-    for (int k = 0; k < 16; k++)
-      for (int j = 0; j < 8; j++) sum[j] += a[i][k] * b[k][j];
-    for (int j = 0; j < 8; j++) d[i][j] += sum[j];
-  }
-}
-
-template <bool IsBf16>
-inline float element(uint32_t word, int high) {
-  const uint16_t bits = uint16_t(high ? word >> 16 : word);
-  if constexpr (IsBf16)
-    return __bfloat162float({bits});
-  else
-    return __half2float({bits});
-}
-
-template <bool IsBf16>
-void multiply_fragments(Warp& warp) {
-  float a[16][16], b[16][8], d[16][8];
+// The layout of fragments is in device.cuh, at mma_16816.
+void multiply_fragments(Warp& warp, bool is_bf16) {
+  uint32_t words_a[32][4], words_b[32][2];
   for (int lane = 0; lane < 32; lane++) {
-    const LaneArgument& argument = warp.argument[lane];
-    const int g = lane >> 2, t = lane & 3;
-    const uint32_t* const wa = static_cast<const uint32_t*>(argument.in);
-    const uint32_t* const wb = static_cast<const uint32_t*>(argument.in2);
-    const float* const wd = static_cast<const float*>(argument.out);
-    for (int i = 0; i < 4; i++)
-      for (int h = 0; h < 2; h++) a[g + (i & 1) * 8][t * 2 + (i >> 1) * 8 + h] = element<IsBf16>(wa[i], h);
-    for (int i = 0; i < 2; i++)
-      for (int h = 0; h < 2; h++) b[t * 2 + i * 8 + h][g] = element<IsBf16>(wb[i], h);
-    for (int i = 0; i < 4; i++) d[g + (i >> 1) * 8][t * 2 + (i & 1)] = wd[i];
+    memcpy(words_a[lane], warp.argument[lane].in, sizeof words_a[lane]);
+    memcpy(words_b[lane], warp.argument[lane].in2, sizeof words_b[lane]);
   }
-  multiply(a, b, d);
+  float low_a[32][4], high_a[32][4], low_b[32][2], high_b[32][2];
+  widen(words_a[0], 128, is_bf16, low_a[0], high_a[0]);
+  widen(words_b[0], 64, is_bf16, low_b[0], high_b[0]);
+  float a[16][16], b[16][8], sums[16][8];
   for (int lane = 0; lane < 32; lane++) {
-    const int g = lane >> 2, t = lane & 3;
-    float* const wd = static_cast<float*>(warp.argument[lane].out);
-    for (int i = 0; i < 4; i++) wd[i] = d[g + (i >> 1) * 8][t * 2 + (i & 1)];
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; i++) {
+      float* const pair = &a[g + i % 2 * 8][t * 2 + i / 2 * 8];
+      pair[0] = low_a[lane][i];
+      pair[1] = high_a[lane][i];
+    }
+    for (int i = 0; i < 2; i++) {
+      b[t * 2 + i * 8][g] = low_b[lane][i];
+      b[t * 2 + i * 8 + 1][g] = high_b[lane][i];
+    }
+  }
+  multiply_16x8(a, b, sums);
+  for (int lane = 0; lane < 32; lane++) {
+    float* const d = static_cast<float*>(warp.argument[lane].out);
+    const float* const upper = &sums[lane / 4][lane % 4 * 2];
+    const float* const lower = &sums[lane / 4 + 8][lane % 4 * 2];
+    d[0] += upper[0];
+    d[1] += upper[1];
+    d[2] += lower[0];
+    d[3] += lower[1];
   }
 }
 
@@ -273,7 +266,7 @@ void ldmatrix(uint32_t* registers, int count, bool transposed, const void* row, 
 
 void mma_16816(float* d, const uint32_t* a, const uint32_t* b, bool is_bf16, Place place) {
   meet(ALL, "mma", {0, a, b, d}, place,
-       [&](Warp& warp) { is_bf16 ? multiply_fragments<true>(warp) : multiply_fragments<false>(warp); });
+       [is_bf16](Warp& warp) { multiply_fragments(warp, is_bf16); });
 }
 
 }  // namespace host

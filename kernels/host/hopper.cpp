@@ -188,36 +188,21 @@ void meet_group(const char* kind, void* argument, Place place, Complete complete
   complete(group);
 }
 
-// The rows of an operand as floats: out[row][k].
-template <bool IsBf16>
-void decode(const Block* block, uint64_t descriptor, int rows, float (*out)[DEPTH]) {
+struct Scratch {
+  uint32_t words[MOST_COLUMNS][DEPTH / 2];
+  float low[MOST_COLUMNS][DEPTH / 2], high[MOST_COLUMNS][DEPTH / 2];
+  float a[ROWS][DEPTH], b[DEPTH][MOST_COLUMNS], sums[ROWS][MOST_COLUMNS];
+};
+
+// The rows of an operand as floats: columns 2w in `low`, 2w + 1 in `high`.
+void decode(const Block* block, uint64_t descriptor, int rows, bool is_bf16, Scratch& s) {
   const size_t start = size_t(descriptor & 0x3fff) << 4, group = size_t(descriptor >> 32 & 0x3fff) << 4;
   for (int r = 0; r < rows; r++)
-    for (int c = 0; c < DEPTH; c += CHUNK) {
-      const size_t at = swizzled(start + size_t(r / 8) * group + size_t(r % 8) * 128 + size_t(c) * 2);
-      uint16_t chunk[CHUNK];
-      memcpy(chunk, block->arena + at, sizeof chunk);
-      for (int i = 0; i < CHUNK; i++) {
-        if constexpr (IsBf16)
-          out[r][c + i] = __bfloat162float({chunk[i]});
-        else
-          out[r][c + i] = __half2float({chunk[i]});
-      }
-    }
+    for (int half = 0; half < 2; half++)
+      memcpy(&s.words[r][half * 4],
+             block->arena + swizzled(start + size_t(r / 8) * group + size_t(r % 8) * 128 + size_t(half) * 16), 16);
+  widen(s.words[0], rows * DEPTH / 2, is_bf16, s.low[0], s.high[0]);
 }
-
-// sums [64, n] = a [64, 16] b [16, n], per element in order of k.
-WIDE_VECTORS void multiply(const float (*a)[DEPTH], const float (*b)[MOST_COLUMNS], uint32_t n, float (*sums)[MOST_COLUMNS]) {
-  for (int i = 0; i < ROWS; i++) {
-    for (uint32_t j = 0; j < n; j++) sums[i][j] = a[i][0] * b[0][j];
-    for (int k = 1; k < DEPTH; k++)
-      for (uint32_t j = 0; j < n; j++) sums[i][j] += a[i][k] * b[k][j];
-  }
-}
-
-struct Scratch {
-  float a[ROWS][DEPTH], b_rows[MOST_COLUMNS][DEPTH], b[DEPTH][MOST_COLUMNS], sums[ROWS][MOST_COLUMNS];
-};
 
 // What the sanitizers should know of a product's reads, row by row.
 void watch_reads(const Block* block, uint64_t descriptor, int rows) {
@@ -234,22 +219,27 @@ void perform(const Block* block, const PendingProduct& product) {
   static thread_local std::unique_ptr<Scratch> scratch = std::make_unique<Scratch>();
   Scratch& s = *scratch;
   const int n = int(product.n);
-  if (product.is_bf16) {
-    decode<true>(block, product.a, ROWS, s.a);
-    decode<true>(block, product.b, n, s.b_rows);
-  } else {
-    decode<false>(block, product.a, ROWS, s.a);
-    decode<false>(block, product.b, n, s.b_rows);
-  }
-  for (int j = 0; j < n; j++)
-    for (int k = 0; k < DEPTH; k++) s.b[k][j] = s.b_rows[j][k];
-  multiply(s.a, s.b, product.n, s.sums);
+  decode(block, product.a, ROWS, product.is_bf16, s);
+  for (int r = 0; r < ROWS; r++)
+    for (int w = 0; w < DEPTH / 2; w++) {
+      s.a[r][w * 2] = s.low[r][w];
+      s.a[r][w * 2 + 1] = s.high[r][w];
+    }
+  decode(block, product.b, n, product.is_bf16, s);
+  for (int w = 0; w < DEPTH / 2; w++)
+    for (int j = 0; j < n; j++) {
+      s.b[w * 2][j] = s.low[j][w];
+      s.b[w * 2 + 1][j] = s.high[j][w];
+    }
+  multiply_64(s.a, s.b, n, s.sums);
   for (int t = 0; t < GROUP; t++) {
     const int row = t / 32 * 16 + t % 32 / 4, column = t % 4 * 2;
+    const float* const upper = &s.sums[row][column];
+    const float* const lower = &s.sums[row + 8][column];
     float* const d = product.d[t];
-    for (int i = 0; i < n / 2; i++) {
-      const float sum = s.sums[row + (i >> 1 & 1) * 8][i / 4 * 8 + column + i % 2];
-      d[i] = product.accumulate ? d[i] + sum : sum;
+    for (int j = 0; j < n; j += 8) {
+      const float sums[4] = {upper[j], upper[j + 1], lower[j], lower[j + 1]};
+      for (int i = 0; i < 4; i++) d[j / 2 + i] = product.accumulate ? d[j / 2 + i] + sums[i] : sums[i];
     }
   }
 }

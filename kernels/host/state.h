@@ -44,13 +44,14 @@ struct CopyGroups {
 };
 
 struct alignas(64) Fiber : ThreadView {
+  // What a switch to this fiber needs fills its first cache line.
   Wait wait = Wait::Ready;
   bool waited_for_dependency = false;
   uint32_t value = 0;
   const volatile void* word = nullptr;
-  Warp* warp = nullptr;
-  Worker* worker = nullptr;
   void* stack_pointer = nullptr;
+  Worker* worker = nullptr;
+  Warp* warp = nullptr;
   uint64_t result = 0;  // what a collective gives this lane
   Place place{"", 0};   // where it last met the runtime
   const char* doing = "started";
@@ -134,6 +135,7 @@ constexpr unsigned char POISON = 0xff, RED = 0xa5;
 
 struct Block : BlockView {
   uint32_t threads_total = 0, alive = 0;
+  bool forward = false;  // threads take turns by index
   uint64_t id = 0;
   std::vector<Fiber*> fibers;
   std::vector<Warp> warps;

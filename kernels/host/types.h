@@ -63,14 +63,16 @@ inline __nv_bfloat16 __float2bfloat16_rn(float f) {
 }
 inline __nv_bfloat16 __float2bfloat16(float f) { return __float2bfloat16_rn(f); }
 
-// IEEE half. Its magnitude bits, moved to a float's place, are the value times 2^-112, subnormals included.
+// IEEE half. The magnitude bits of a normal one, moved to a float's place, are the value times 2^-112;
+// adding 112 to the exponent undoes that.
 struct __half {
   uint16_t bits;
 };
 inline float __half2float(__half h) {
   const uint32_t magnitude = h.bits & 0x7fffu, sign = uint32_t(h.bits & 0x8000u) << 16;
   if (magnitude >= 0x7c00u) return host::bits_as<float>(sign | 0x7f800000u | (magnitude << 13));
-  return host::bits_as<float>(sign | host::bits_as<uint32_t>(host::bits_as<float>(magnitude << 13) * 0x1p112f));
+  const float value = magnitude < 0x400u ? float(int(magnitude)) * 0x1p-24f : host::bits_as<float>((magnitude << 13) + (112u << 23));
+  return host::bits_as<float>(sign | host::bits_as<uint32_t>(value));
 }
 inline __half __float2half_rn(float f) {
   const uint32_t u = host::bits_as<uint32_t>(f), magnitude = u & 0x7fffffffu;

@@ -144,9 +144,8 @@ impl LoadArgs {
             #[cfg(feature = "cuda")]
             DeviceArg::Cuda => builder.on_cuda(Box::new(CudaDriver::new(0)?), options)?,
             #[cfg(feature = "emulated")]
-            DeviceArg::Emulated => {
-                builder.on_cuda(Box::new(EmulatedDriver::new(EmulatedOptions::from_environment()?)?), options)?
-            }
+            DeviceArg::Emulated => builder
+                .on_cuda(Box::new(EmulatedDriver::new(EmulatedOptions::from_environment()?)?), options)?,
         })
     }
 

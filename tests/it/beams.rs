@@ -5,7 +5,7 @@
 //! small integers for log-probabilities every sum is exact, nothing is exempt, and ties are compared as well.
 
 mod draws;
-mod oracle;
+pub mod oracle;
 mod text;
 
 use std::collections::BTreeSet;

@@ -204,7 +204,8 @@ fn every_architecture_on_the_cuda_kernels_stays_within_half_precision() {
     for name in MODELS {
         let (model, expected) = (Model::open(&golden(name)).unwrap(), Expected::read(name));
         let (layers, vocab) = (model.shape().layers, model.shape().vocab);
-        for (dtype, most) in [(DType::F16, 0.03), (DType::Bf16, 0.25)] {
+        // Transformers in bf16 errs by 0.057 on average on llama3; f16 is eight times finer.
+        for (dtype, most_mean, most) in [(DType::F16, 0.01, 0.15), (DType::Bf16, 0.08, 1.2)] {
             for (on, mut device) in cudas(&|| device_config(&model, dtype), false) {
                 for piece in [256, 19, 1] {
                     let tokens = if piece == 1 { &expected.1[..40] } else { &expected.1[..] };
@@ -212,7 +213,9 @@ fn every_architecture_on_the_cuda_kernels_stays_within_half_precision() {
                     let reference = &expected.get("logprobs")[..tokens.len() * vocab];
                     let (largest, mean) = differences(&log_softmax(&logits, vocab), reference);
                     println!("{name} {dtype} on {on} by {piece}: mean {mean:.5}, largest {largest:.4}");
-                    assert!(largest <= most, "{name} {dtype} on {on} by {piece}: differs by {largest}");
+                    let what = format!("{name} {dtype} on {on} by {piece}");
+                    assert!(mean <= most_mean, "{what}: differs by {mean} on average");
+                    assert!(largest <= most, "{what}: differs by {largest}");
                 }
             }
         }

@@ -3,11 +3,14 @@
 mod attention;
 mod ceilings;
 mod checks;
+mod embed;
 #[cfg(feature = "emulated")]
 mod emulator;
 mod norm;
 mod products;
 mod rope;
+mod sample;
+mod sid;
 
 use bytemuck::Pod;
 use sidereal::device::cuda::driver::{DevicePtr, Driver};

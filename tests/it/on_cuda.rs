@@ -30,18 +30,23 @@ fn tiny_requests() -> Vec<Request> {
     let mut requests = Vec::new();
     for i in 0..4 {
         let prompt = format!("search for the number {i}{}", " and so on".repeat(i * 3));
-        requests.push(request(json!({"prompt": prompt, "output": "items", "n": 5, "beam_width": 4 + 9 * i})));
+        requests.push(request(json!({"prompt": prompt, "output": "items", "n": 4, "beam_width": 4 + 9 * i})));
         requests.push(request(json!({"prompt": prompt, "output": "items", "n": 3, "score": "valid",
             "temperature": 0.7, "seed": i})));
         requests.push(request(json!({"prompt": prompt, "output": "items", "n": 3, "score": "vocabulary"})));
         requests.push(request(json!({"prompt": prompt, "output": "text", "max_tokens": 8, "temperature": 0,
             "logprobs": 2})));
-        requests.push(request(json!({"prompt": prompt, "output": "text", "max_tokens": 8, "temperature": 0.9,
+        requests
+            .push(request(json!({"prompt": prompt, "output": "text", "max_tokens": 8, "temperature": 0.9,
             "top_p": 0.8, "top_k": 40, "repetition_penalty": 1.2, "seed": i})));
-        requests.push(request(json!({"prompt": prompt, "output": "mixed", "max_tokens": 24, "temperature": 1.5,
+        requests
+            .push(request(json!({"prompt": prompt, "output": "mixed", "max_tokens": 24, "temperature": 1.5,
             "seed": 100 + i})));
     }
     requests.push(request(json!({"prompt": "which one", "choice": ["the first", "the second", "neither"]})));
+    // More strings than a small step has rows: their first tokens are scored in several rounds.
+    let strings: Vec<String> = (0..60).map(|i| format!("{i} of them")).collect();
+    requests.push(request(json!({"prompt": "how many", "choice": strings})));
     requests.push(request(json!({"prompt": "in groups", "output": "items", "n": 6, "beam_width": 12,
         "diversity": {"groups": 3, "penalty": 0.5, "max_per_prefix": 2}})));
     requests
@@ -94,19 +99,25 @@ fn in_the_default_mode_the_same_batch_gives_the_same_bits() {
 /// Scores on the CUDA kernels and on the CPU, both in bf16: equal up to rounding for every path that both return.
 #[test]
 fn scores_are_those_of_the_cpu_up_to_rounding() {
-    let wide = request(json!({"prompt": "everything there is", "output": "items", "n": 300, "beam_width": 300}));
+    let wide =
+        request(json!({"prompt": "everything there is", "output": "items", "n": 300, "beam_width": 300}));
     let cpu = EngineBuilder::tiny().unwrap().dtype(DType::Bf16).start().unwrap();
     let expected = cpu.generate(&wide).unwrap();
     let scores: HashMap<String, f32> =
         expected.items.unwrap().into_iter().map(|item| (item.id, item.score)).collect();
-    assert!(scores.len() >= 250, "{} items", scores.len());
+    assert!(scores.len() >= 200, "{} items", scores.len());
     for (name, engine) in engines(&|| EngineBuilder::tiny().unwrap(), false) {
         let items = engine.generate(&wide).unwrap().items.unwrap();
         assert_eq!(items.len(), scores.len(), "{name}");
-        for item in items {
-            let theirs = scores[&item.id];
-            assert!((item.score - theirs).abs() < 0.05, "{name}: {} scores {} and {theirs}", item.id, item.score);
+        let mut total = 0.0;
+        for item in &items {
+            let (ours, theirs) = (item.score, scores[&item.id]);
+            assert!((ours - theirs).abs() < 0.15, "{name}: {} scores {ours} and {theirs}", item.id);
+            total += (ours - theirs).abs();
         }
+        // A score is the sum of three log-probabilities, each the result of a hundred roundings to eight bits.
+        let mean = total / items.len() as f32;
+        assert!(mean < 0.03, "{name}: scores differ by {mean} on average");
     }
 }
 

@@ -321,7 +321,9 @@ fn a_layer_matches_float64_for_every_head_shape_window_and_device() {
             .flat_map(|window| [(window, DType::F32), (window, DType::Bf16)])
         {
             let extras = i % 2 == 0;
-            let setup = Setup { heads, kv_heads, head_dim, window, dtype, extras, ..Setup::default() };
+            let weights = dtype;
+            let setup =
+                Setup { heads, kv_heads, head_dim, window, dtype, weights, extras, ..Setup::default() };
             let sequence = Sequence::new(i, 150, 3);
             let expected = reference(&setup, &sequence.tokens);
             let tolerances = if dtype == DType::F32 { [2e-5, 5e-5, 1e-4] } else { [3e-2, 3e-2, 6e-2] };

@@ -2,8 +2,8 @@
 
 use super::attention::{TILE, Tile, TileKind};
 use super::search::Beams;
-use crate::device::ops::{Plan, Segment, SegmentKind, Shape};
 use crate::device::check::{self, Bounds, below};
+use crate::device::ops::{Plan, Segment, SegmentKind, Shape};
 use crate::error::Result;
 use crate::ids::{BlockId, TokenId};
 use crate::kv::BLOCK_TOKENS;

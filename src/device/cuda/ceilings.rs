@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 
 use super::args::mirrored;
 use super::driver::{DevicePtr, Driver, Launch};

@@ -114,6 +114,7 @@ pub struct CudaDevice {
     attention_plan: AttentionPlan,
     attention_limits: AttentionLimits,
     step: Step,
+    counts: Vec<StepCounts>,
     /// The plan's block tables.
     blocks: Vec<u32>,
     present: Option<StepShape>,
@@ -136,7 +137,11 @@ impl CudaDevice {
     /// # Errors
     /// [`Error::Unsupported`] for a type or shape that no kernel serves; [`Error::Device`] with what is needed and what there is, if the memory
     /// does not suffice.
-    pub fn new(mut driver: Box<dyn Driver>, config: DeviceConfig, options: CudaOptions) -> Result<CudaDevice> {
+    pub fn new(
+        mut driver: Box<dyn Driver>,
+        config: DeviceConfig,
+        options: CudaOptions,
+    ) -> Result<CudaDevice> {
         check::config(&config, MOST_GROUP)?;
         check_served(&config)?;
         let driver_ref = &mut *driver;
@@ -183,6 +188,7 @@ impl CudaDevice {
             attention_plan: AttentionPlan::default(),
             attention_limits,
             step: Step::new(sizes.logit_rows),
+            counts: Vec::new(),
             blocks: Vec::new(),
             outcome: OutcomeBuffer { pinned: driver_ref.pin(4096)?, text: 0, sids: Vec::new() },
             present: None,
@@ -326,8 +332,9 @@ impl CudaDevice {
         self.attention_plan.build(plan, &self.attention_limits, view)?;
         let (chunk, vocab) = (self.sizes.logit_rows, self.shape.vocab);
         self.sampler.plan(&plan.text, |row| ((row % chunk) * vocab) as u64)?;
+        let mut moved = self.sampler.reserve(driver)?;
         let full = bucket(self.step.full) * self.shape.vocab;
-        let mut moved = grow(driver, "evaluation logits", &mut self.buffers.full_logits, full)?;
+        moved |= grow(driver, "evaluation logits", &mut self.buffers.full_logits, full)?;
         let codes = self.searches.logits_needed();
         moved |= grow(driver, "codebook logits", &mut self.buffers.code_logits, codes)?;
         let rows = bucket(plan.rows());
@@ -344,8 +351,12 @@ impl CudaDevice {
             candidates: self.searches.candidates().len() as u32,
             blocks: plan.blocks.len() as u32,
         };
+        // The text rows are sampled in chunks, each with counts of its own.
+        self.counts.clear();
+        self.counts.push(counts);
+        self.counts.extend(self.step.text_chunks().map(|rows| StepCounts { text_rows: rows, ..counts }));
         let parts: [Part<'_>; SECTIONS] = [
-            Part::of(std::slice::from_ref(&counts), 1),
+            Part::of(&self.counts, 1),
             Part::of(&self.step.groups, 4),
             Part::of(&self.step.rows, rows),
             Part::of(&a.row_segment, rows),

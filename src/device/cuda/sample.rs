@@ -138,9 +138,9 @@ pub struct TextSizes<'a> {
     pub text_tokens: &'a [u64],
     /// A token that is allowed where a row says so.
     pub opener: Option<TokenId>,
-    /// Most text rows of a step.
+    /// Most text rows of a launch.
     pub max_rows: usize,
-    /// Most edits of a step: counted tokens, biases and bans of all rows.
+    /// Edits of a step for which there is room at first: counted tokens, biases and bans of all rows.
     pub max_edits: usize,
 }
 
@@ -199,11 +199,11 @@ impl TextSamplerCuda {
             max_rows * blocks * 4,
             max_rows * blocks * 4,
             max_rows * parts * 16,
-            max_edits * 4,
             max_rows * 48,
-            max_results * RESULT,
         ];
         let at = driver.allocate("text sampling", &sizes.map(|bytes| bytes.max(RESULT)))?;
+        let grown = [max_edits * 4, max_results * RESULT];
+        let grown = driver.allocate("text edits and results", &grown.map(|bytes| bytes.max(RESULT)))?;
         let mut mask = vec![0u64; words / 2];
         mask[..text_tokens.len()].copy_from_slice(text_tokens);
         driver.upload(at[0], bytemuck::cast_slice(&mask))?;
@@ -213,9 +213,9 @@ impl TextSamplerCuda {
             raw_maxima: at[2],
             maxima: at[3],
             parts_of: at[4],
-            edited: at[5],
-            states: at[6],
-            results: at[7],
+            edited: grown[0],
+            states: at[5],
+            results: grown[1],
             vocab: vocab as u32,
             opener: opener.map_or(u32::MAX, |opener| opener.0),
             parts: parts as u32,
@@ -242,21 +242,18 @@ impl TextSamplerCuda {
     /// # Errors
     /// The driver's.
     pub fn free(self, driver: &mut dyn Driver) -> Result<()> {
+        driver.free(self.args.edited)?;
         driver.free(self.arena)
     }
 
     /// Takes the text rows of a step; the logits of row `i` begin at element `logits_at(i)`. Keeps its memory.
     ///
     /// # Errors
-    /// If there are more rows, edits or likeliest tokens than there is room for.
+    /// If more likeliest tokens are asked for than are kept.
     pub fn plan(&mut self, rows: &[TextRow], logits_at: impl Fn(usize) -> u64) -> Result<()> {
         self.records.clear();
         self.edits.clear();
         self.results = 0;
-        if rows.len() > self.args.max_rows as usize {
-            let (found, most) = (rows.len(), self.args.max_rows);
-            return Err(failed(format!("{found} text rows, there is room for {most}")));
-        }
         for (i, row) in rows.iter().enumerate() {
             if row.top_logprobs > MAX_TOP {
                 let found = row.top_logprobs;
@@ -274,11 +271,25 @@ impl TextSamplerCuda {
             });
             self.results += entries(info.top);
         }
-        if self.edits.len() > self.args.max_edits as usize {
-            let (found, most) = (self.edits.len(), self.args.max_edits);
-            return Err(failed(format!("{found} edits of logits in a step, there is room for {most}")));
-        }
         Ok(())
+    }
+
+    /// Makes room for the planned rows' edits and results; answers whether anything moved.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn reserve(&mut self, driver: &mut dyn Driver) -> Result<bool> {
+        let (edits, results) = (self.edits.len(), self.results);
+        if edits <= self.args.max_edits as usize && results <= self.args.max_results as usize {
+            return Ok(false);
+        }
+        let edits = edits.next_power_of_two().max(self.args.max_edits as usize);
+        let results = results.next_power_of_two().max(self.args.max_results as usize);
+        driver.free(self.args.edited)?;
+        let at = driver.allocate("text edits and results", &[edits * 4, results * RESULT])?;
+        (self.args.edited, self.args.results) = (at[0], at[1]);
+        (self.args.max_edits, self.args.max_results) = (edits as u32, results as u32);
+        Ok(true)
     }
 
     /// The planned rows, for the plan buffer.

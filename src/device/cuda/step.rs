@@ -112,6 +112,11 @@ impl Step {
         self.head_rows.extend_from_slice(&plan.full_logits);
     }
 
+    /// Rows of each chunk of text.
+    pub fn text_chunks(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.head.text_chunks).map(|chunk| self.groups[self.group(Group::Text(chunk))].rows)
+    }
+
     /// Place of a group in the section of groups.
     pub fn group(&self, group: Group) -> usize {
         match group {

@@ -71,9 +71,8 @@ enum Piece<'a> {
 
 impl Piece<'_> {
     fn bytes(&self, dtype: DType) -> usize {
-        let elements = |tensors: &[&Tensor]| {
-            tensors.iter().map(|t| t.shape().iter().product::<usize>()).sum::<usize>()
-        };
+        let elements =
+            |tensors: &[&Tensor]| tensors.iter().map(|t| t.shape().iter().product::<usize>()).sum::<usize>();
         match self {
             Piece::Matrix(tensors) => elements(tensors) * dtype.size(),
             Piece::Vector(tensors) => elements(tensors) * 4,
@@ -197,7 +196,7 @@ impl DeviceWeights {
         (item_type, level): (TypeId, u8),
     ) -> Result<Matrix> {
         if let Some(matrix) = self.packed.get(&(item_type, level)) {
-            return Ok(matrix.clone());
+            return Ok(*matrix);
         }
         let tokens = &layout.types[item_type.index()].levels[level as usize];
         products.rows_of(driver, &self.head, tokens.token(0).index(), tokens.len())

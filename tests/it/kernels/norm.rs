@@ -123,6 +123,9 @@ fn hostile_lists_and_groups_do_no_harm() {
         let mut values = Values(3);
         let norm = RmsNorm::new(driver, DType::F16).unwrap();
         let placed = Placed::new(driver, DType::F16, 40, 6, 4);
+        placed.group(driver, u32::MAX - 1, 8);
+        norm.enqueue(driver, &placed.rows(false, 8)).unwrap();
+        assert!(placed.read(driver).iter().all(|&b| b == 0xff), "row numbers wrapped");
         for round in 0..60 {
             let shift = [32, 60][round % 2];
             let list: Vec<u32> = (0..4).map(|_| (values.bits() >> shift) as u32).collect();

@@ -164,8 +164,10 @@ fn hostile_groups_do_no_harm() {
         let mut values = Values(77);
         let mut products = products(driver, DType::Bf16, false);
         for variant in products.variants() {
-            for epilogue in EPILOGUES {
-                let case = Case { norm: true, gap: 1, ..Case::new(DType::Bf16, 20, 40, 72, epilogue) };
+            for (epilogue, rows, norm) in
+                EPILOGUES.into_iter().flat_map(|e| [(e, 20, false), (e, 20, true), (e, 6, true)])
+            {
+                let case = Case { norm, gap: 1, ..Case::new(DType::Bf16, rows, 40, 72, epilogue) };
                 let inputs = case.inputs(3);
                 let placed = Placed::new(driver, &products, &case, &inputs);
                 for round in 0..12 {

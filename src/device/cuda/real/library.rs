@@ -189,6 +189,7 @@ fn properties(device: sys::CUdevice, driver: (u32, u32)) -> Result<Properties> {
         Ok(value.unsigned_abs())
     };
     Ok(Properties {
+        emulated: false,
         name,
         capability: (
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,

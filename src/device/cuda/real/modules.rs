@@ -206,6 +206,7 @@ mod tests {
 
     fn device(capability: (u32, u32)) -> Properties {
         Properties {
+            emulated: false,
             name: "Test".into(),
             capability,
             multiprocessors: 1,

@@ -1,14 +1,14 @@
 //! The launches of a step, operation by operation.
 
-use crate::device::cuda::args::EmbedArgs;
+use super::{CudaDevice, StepShape};
+use crate::device::cuda::args::{EmbedArgs, StepCounts};
 use crate::device::cuda::attention::{AttentionBucket, AttentionBuffers, AttentionLayer};
 use crate::device::cuda::driver::DevicePtr;
 use crate::device::cuda::norm::NormRows;
 use crate::device::cuda::plan::Section;
 use crate::device::cuda::products::{Activations, Epilogue, Matrix, Norm, Product};
 use crate::device::cuda::rope::RopeLayer;
-use super::{CudaDevice, StepShape};
-use crate::device::cuda::sample::TextInputs;
+use crate::device::cuda::sample::{TextInfo, TextInputs};
 use crate::device::cuda::sid::SidInputs;
 use crate::device::cuda::step::Group;
 use crate::error::Result;
@@ -241,9 +241,12 @@ impl CudaDevice {
             let inputs = TextInputs {
                 logits: self.buffers.logits,
                 logits_len: self.sizes.logit_rows * self.shape.vocab,
-                records: self.plan.at(Section::Text),
+                records: self
+                    .plan
+                    .at(Section::Text)
+                    .add(chunk * self.sizes.logit_rows * size_of::<TextInfo>()),
                 edits: self.plan.at(Section::TextWords),
-                counts: self.plan.at(Section::Counts),
+                counts: self.plan.at(Section::Counts).add((1 + chunk) * size_of::<StepCounts>()),
             };
             self.sampler.enqueue(&mut *self.driver, &inputs, s.head.text_bucket as u32)?;
         }

@@ -145,7 +145,7 @@ impl SidSearches {
         Ok(SidSearches { layout, capacity, kernels, memory, open: Vec::new(), stores, plan })
     }
 
-    /// Sizes of the buffers that a plan's records are copied to, and of [`SidSearches::list`].
+    /// Sizes of the buffers that a plan's records are copied to, and of the lists of head rows.
     pub fn capacity(&self) -> &SidCapacity {
         &self.capacity
     }

@@ -12,13 +12,16 @@ fn build(case: &Case, limits: &AttentionLimits) -> AttentionPlan {
     plan
 }
 
+/// Split, first key and end of an item.
+type Piece = (u32, u32, u32);
+
 /// Every key that a packed query sees lies in exactly one item, at the split that the join looks for it in.
 fn check(case: &Case, limits: &AttentionLimits) {
     let plan = build(case, limits);
     assert!(
         plan.units <= limits.max_units && plan.narrow.len().max(plan.wide.len()) <= limits.max_items as usize
     );
-    let mut ends: HashMap<(u32, u32), Vec<(u32, u32, u32)>> = HashMap::new();
+    let mut ends: HashMap<(u32, u32), Vec<Piece>> = HashMap::new();
     for (tile, items) in [(UNIT, &plan.narrow), (WIDE, &plan.wide)] {
         for item in items {
             assert_eq!(item.packed % tile, 0);

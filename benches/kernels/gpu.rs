@@ -1,0 +1,124 @@
+//! The device, its ceilings, and how a launch is timed.
+
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use sidereal::Result;
+use sidereal::device::cuda::ceilings::{Ceilings, Extent, measure};
+use sidereal::device::cuda::driver::{DevicePtr, Driver};
+use sidereal::device::cuda::real::CudaDriver;
+
+/// What an operation must move and compute at least.
+#[derive(Clone, Copy)]
+pub struct Work {
+    pub bytes: usize,
+    /// Multiplications and additions.
+    pub operations: f64,
+}
+
+/// A device and its ceilings.
+pub struct Gpu {
+    pub driver: Box<dyn Driver>,
+    ceilings: Ceilings,
+}
+
+impl Gpu {
+    /// The first GPU; prints what it can do at most.
+    pub fn open() -> Result<Gpu> {
+        let mut driver: Box<dyn Driver> = Box::new(CudaDriver::new(0)?);
+        let extent = Extent::of(&mut *driver)?;
+        let ceilings = measure(&mut *driver, &extent)?;
+        let name = &driver.properties().name;
+        println!(
+            "{name}: reads {:.0} GB/s, multiplies {:.0} TFLOP/s",
+            ceilings.read / 1e9,
+            ceilings.matrix / 1e12
+        );
+        Ok(Gpu { driver, ceilings })
+    }
+
+    /// How many sets of operands of `bytes` are needed so that none is found in the level-2 cache.
+    pub fn sets(&self, bytes: usize) -> usize {
+        let l2 = self.driver.properties().l2 as usize;
+        (4 * l2 / bytes.max(1) + 2).min(64)
+    }
+
+    /// Buffers for one purpose.
+    pub fn allocate(&mut self, sizes: &[usize]) -> Vec<DevicePtr> {
+        self.driver.allocate("bench", sizes).expect("memory for the operands")
+    }
+
+    /// A buffer that holds `values`.
+    pub fn upload<T: bytemuck::Pod>(&mut self, values: &[T]) -> DevicePtr {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let at = self.allocate(&[bytes.len().max(16)])[0];
+        self.driver.upload(at, bytes).expect("an upload");
+        at
+    }
+
+    /// A buffer of `bytes` of random 2-byte elements between -1 and 1, the same 16 MB over and over: what is read is memory all the same.
+    pub fn random(&mut self, bytes: usize) -> DevicePtr {
+        let at = self.allocate(&[bytes])[0];
+        let values: Vec<half::bf16> = noise(1, 8 << 20).map(half::bf16::from_f32).collect();
+        let pattern: &[u8] = bytemuck::cast_slice(&values);
+        let first = pattern.len().min(bytes);
+        self.driver.upload(at, &pattern[..first]).expect("an upload");
+        let mut done = first;
+        while done < bytes {
+            let more = done.min(bytes - done);
+            self.driver.copy(at.add(done), at, more).expect("a copy");
+            done += more;
+        }
+        at
+    }
+
+    /// Times `enqueue`, which is called with the number of a set of operands, and prints its share of the limit.
+    pub fn bench(
+        &mut self,
+        c: &mut Criterion,
+        name: (&str, &str),
+        (work, sets): (Work, usize),
+        mut enqueue: impl FnMut(&mut dyn Driver, usize) -> Result<()>,
+    ) {
+        let driver = &mut *self.driver;
+        let launches = sets.max(32).next_multiple_of(sets);
+        driver.begin_capture().expect("a capture");
+        (0..launches).for_each(|i| enqueue(driver, i % sets).expect("a launch"));
+        let graph = driver.end_capture().expect("a graph");
+        let mut best = f64::INFINITY;
+        let mut group = c.benchmark_group(name.0);
+        group.throughput(
+            match work.operations / self.ceilings.matrix > work.bytes as f64 / self.ceilings.read {
+                true => Throughput::Elements(work.operations as u64),
+                false => Throughput::Bytes(work.bytes as u64),
+            },
+        );
+        group.bench_function(BenchmarkId::from_parameter(name.1), |b| {
+            b.iter_custom(|iterations| {
+                let replays = iterations.div_ceil(launches as u64);
+                let begin = driver.record().expect("an event");
+                (0..replays).for_each(|_| driver.replay(graph).expect("a replay"));
+                let end = driver.record().expect("an event");
+                driver.synchronize().expect("the end");
+                let took = driver.elapsed(begin, end).expect("a time").as_secs_f64();
+                let one = took / (replays * launches as u64) as f64;
+                best = best.min(one);
+                Duration::from_secs_f64(one * iterations as f64)
+            });
+        });
+        group.finish();
+        if best.is_finite() {
+            let limit = (work.bytes as f64 / self.ceilings.read).max(work.operations / self.ceilings.matrix);
+            println!("{}/{}: {:.2} us, {:.2} of the limit", name.0, name.1, best * 1e6, limit / best);
+        }
+    }
+}
+
+/// Pseudo-random numbers between -1 and 1.
+pub fn noise(seed: u64, len: usize) -> impl Iterator<Item = f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len).map(move |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    })
+}

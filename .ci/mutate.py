@@ -248,7 +248,7 @@ def baseline(tree: Tree, tests: Tests, families: set[str], sanitizers: list[str]
     for filter_ in sorted(families):
         begun = time.monotonic()
         failed, said = tests.fails(kernels, filter_, 1800, {})
-        limits[filter_] = 30 + 10 * (time.monotonic() - begun)
+        limits[filter_] = 30 + 5 * (time.monotonic() - begun)
         if failed:
             sys.exit(f"{filter_} fails without a change:\n{said[-3000:]}")
     for sanitizer in sanitizers:

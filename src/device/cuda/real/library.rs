@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::modules;
-use crate::device::cuda::driver::{Properties, failed};
+use crate::device::cuda::driver::{Properties, TensorMapSpec, failed};
 use crate::error::{Error, Result};
 
 /// The oldest CUDA whose driver runs the machine code of a compiler of version 13: 13.0, which came with driver 580.
@@ -250,4 +250,25 @@ impl Drop for Context {
             let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
         }
     }
+}
+
+/// Makes sure that the library takes a matrix; its own answer would be no more than "invalid argument".
+pub(super) fn admit_map(spec: &TensorMapSpec, properties: &Properties) -> Result<()> {
+    let refuse = |what: String| Err(failed(format!("a tensor map of {spec:?}: {what}")));
+    if properties.capability < (9, 0) {
+        return refuse(format!("{} has no bulk copies", properties.name));
+    }
+    if !spec.base.0.is_multiple_of(16) || !spec.stride.is_multiple_of(16) {
+        return refuse("base and stride are multiples of 16".into());
+    }
+    if spec.rows == 0 || spec.columns == 0 || spec.rows > 1 << 32 || spec.columns > 1 << 32 {
+        return refuse("rows and columns are 1 to 2^32".into());
+    }
+    if spec.stride < 2 * spec.columns || spec.stride >= 1 << 40 {
+        return refuse("a stride is at least a row and below 2^40".into());
+    }
+    if !(1..=256).contains(&spec.box_rows) {
+        return refuse("a box has 1 to 256 rows".into());
+    }
+    Ok(())
 }

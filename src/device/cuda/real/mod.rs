@@ -25,7 +25,7 @@ use super::driver::{
 };
 use crate::error::{Error, Result};
 
-use library::{Context, Failure, check};
+use library::{Context, Failure, admit_map, check};
 pub use library::{Listed, devices};
 use modules::Modules;
 use profiler::Profiler;
@@ -576,25 +576,4 @@ fn pause(waited: Duration) {
         50..20_000 => std::thread::yield_now(),
         _ => std::thread::sleep(Duration::from_micros(100)),
     }
-}
-
-/// Makes sure that the library takes a matrix; its own answer would be no more than "invalid argument".
-fn admit_map(spec: &TensorMapSpec, properties: &Properties) -> Result<()> {
-    let refuse = |what: String| Err(failed(format!("a tensor map of {spec:?}: {what}")));
-    if properties.capability < (9, 0) {
-        return refuse(format!("{} has no bulk copies", properties.name));
-    }
-    if !spec.base.0.is_multiple_of(16) || !spec.stride.is_multiple_of(16) {
-        return refuse("base and stride are multiples of 16".into());
-    }
-    if spec.rows == 0 || spec.columns == 0 || spec.rows > 1 << 32 || spec.columns > 1 << 32 {
-        return refuse("rows and columns are 1 to 2^32".into());
-    }
-    if spec.stride < 2 * spec.columns || spec.stride >= 1 << 40 {
-        return refuse("a stride is at least a row and below 2^40".into());
-    }
-    if !(1..=256).contains(&spec.box_rows) {
-        return refuse("a box has 1 to 256 rows".into());
-    }
-    Ok(())
 }

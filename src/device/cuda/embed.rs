@@ -46,6 +46,6 @@ impl Embed {
         if grid[0] == 0 {
             return Ok(());
         }
-        driver.run(&Launch { kernel: self.kernel, grid, threads: THREADS, shared: 0, dependent: true }, args)
+        driver.run(&Launch { kernel: self.kernel, grid, threads: THREADS, shared: 0, dependent: false }, args)
     }
 }

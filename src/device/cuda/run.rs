@@ -8,20 +8,21 @@
 //! The host waits only for what it needs: a step that advances searches and ends none of them, and samples no text, is not waited for.
 //! The next step is enqueued behind it, with as many rows as could be alive.
 
+mod buffers;
 mod enqueue;
 
 use std::time::{Duration, Instant};
 
 use super::args::StepCounts;
-use super::attention::{Attention, AttentionLimits, AttentionPlan, AttentionShape};
+use super::attention::{Attention, AttentionLimits, AttentionPlan};
 use super::driver::{DevicePtr, Driver, Pinned};
 use super::embed::Embed;
 use super::graphs::{Graphs, Way};
 use super::memory::{self, MemoryPlan, RowSizes};
 use super::norm::RmsNorm;
 use super::plan::{Layout as PlanLayout, Part, PlanBuffer, SECTIONS, Section};
-use super::products::{Activations, Products};
-use super::rope::{RopeCache, RopeShape};
+use super::products::Products;
+use super::rope::RopeCache;
 use super::sample::{TextSamplerCuda as TextSampler, TextSizes};
 use super::sid::{SidLimits, SidSearches, SidShape};
 use super::step::{Group, HeadShape, Step, bucket};
@@ -33,6 +34,7 @@ use crate::device::ops::{
 };
 use crate::error::{Error, Result};
 use crate::ids::SearchId;
+use buffers::{Buffers, allocate_cache, attention_shape, check_served, grow, rope_shape};
 
 /// Most query heads that share a key/value head.
 const MOST_GROUP: usize = 64;
@@ -65,27 +67,6 @@ pub(super) struct StepShape {
     joins: bool,
     head: HeadShape,
     sids: Option<SidShape>,
-}
-
-/// Buffers that are sized by the rows of a step.
-struct Buffers {
-    x: Activations,
-    /// `[rows, q + 2 kv]` float32.
-    qkv: DevicePtr,
-    q: DevicePtr,
-    attended: Activations,
-    gated: Activations,
-    head_rows: Activations,
-    partial: DevicePtr,
-    partial_sums: DevicePtr,
-    /// `[logit_rows, vocab]` float32.
-    logits: DevicePtr,
-    /// Logits of codebooks, float32; grows.
-    code_logits: (DevicePtr, usize),
-    /// `[rows]` float32: normalisers over the vocabulary.
-    norms: DevicePtr,
-    /// Logits of `full_logits`; grows.
-    full_logits: (DevicePtr, usize),
 }
 
 /// The decoder's operations on a CUDA device.
@@ -207,118 +188,6 @@ impl CudaDevice {
             products,
         })
     }
-}
-
-/// Refuses types and shapes that no kernel serves.
-fn check_served(config: &DeviceConfig) -> Result<()> {
-    let s = &config.shape;
-    if config.dtype == DType::F32 {
-        return Err(Error::Unsupported(
-            "the CUDA device computes in bf16 or f16; f32 is served by the CPU (--dtype bf16)".to_owned(),
-        ));
-    }
-    if ![16, 32, 64, 128].contains(&s.head_dim) {
-        return Err(Error::Unsupported(format!(
-            "heads of {} values: the CUDA kernels serve 16, 32, 64 and 128",
-            s.head_dim
-        )));
-    }
-    for (name, size) in [("hidden", s.hidden), ("ffn", s.ffn)] {
-        if !size.is_multiple_of(8) {
-            return Err(Error::Unsupported(format!(
-                "{name} is {size}: the CUDA kernels need a multiple of 8"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn rope_shape(shape: &Shape, cache_blocks: usize, max_rows: usize, inv_freq: DevicePtr) -> RopeShape {
-    RopeShape {
-        heads: shape.heads as u32,
-        kv_heads: shape.kv_heads as u32,
-        cache_blocks: cache_blocks as u32,
-        max_rows: max_rows as u32,
-        eps: shape.eps,
-        scale: shape.rope.scale,
-        inv_freq,
-    }
-}
-
-fn attention_shape(shape: &Shape, cache_blocks: usize, sizes: &RowSizes) -> AttentionShape {
-    AttentionShape {
-        heads: shape.heads as u32,
-        kv_heads: shape.kv_heads as u32,
-        head_dim: shape.head_dim as u32,
-        cache_blocks: cache_blocks as u32,
-        max_rows: sizes.rows as u32,
-        max_segments: sizes.rows as u32,
-        max_items: sizes.items as u32,
-        // The plan's tables are as long as they are; each is checked against its own segment.
-        max_table: u32::MAX,
-        max_units: sizes.units as u32,
-    }
-}
-
-fn allocate_cache(
-    driver: &mut dyn Driver,
-    shape: &Shape,
-    dtype: DType,
-    blocks: usize,
-) -> Result<Vec<[DevicePtr; 2]>> {
-    let half = memory::block_bytes(shape, dtype) / shape.layers / 2 * blocks;
-    let at = driver.allocate("key/value cache", &vec![half; 2 * shape.layers])?;
-    // Unused places are multiplied by weights of exactly 0, which NaN would survive.
-    for &at in &at {
-        driver.fill(at, 0, half)?;
-    }
-    Ok(at.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect())
-}
-
-impl Buffers {
-    fn new(
-        driver: &mut dyn Driver,
-        products: &Products,
-        shape: &Shape,
-        dtype: DType,
-        sizes: &RowSizes,
-    ) -> Result<Buffers> {
-        let at = driver.allocate("step buffers", &sizes.bytes(shape, dtype)[..9])?;
-        let norms = driver.allocate("normalisers", &[sizes.rows * 4])?[0];
-        let q = shape.heads * shape.head_dim;
-        Ok(Buffers {
-            x: products.activations(driver, at[0], sizes.rows, shape.hidden)?,
-            qkv: at[1],
-            q: at[2],
-            attended: products.activations(driver, at[3], sizes.rows, q)?,
-            gated: products.activations(driver, at[4], sizes.rows, shape.ffn)?,
-            head_rows: products.activations(driver, at[5], sizes.head_rows, shape.hidden)?,
-            partial: at[6],
-            partial_sums: at[7],
-            logits: at[8],
-            code_logits: (DevicePtr::NULL, 0),
-            norms,
-            full_logits: (DevicePtr::NULL, 0),
-        })
-    }
-}
-
-/// Makes sure that a buffer holds `floats` float32; answers whether it moved.
-fn grow(
-    driver: &mut dyn Driver,
-    purpose: &'static str,
-    buffer: &mut (DevicePtr, usize),
-    floats: usize,
-) -> Result<bool> {
-    if floats <= buffer.1 {
-        return Ok(false);
-    }
-    let floats = floats.next_power_of_two();
-    if buffer.1 > 0 {
-        driver.free(buffer.0)?;
-    }
-    *buffer = (driver.allocate(purpose, &[floats * 4])?[0], floats);
-    Ok(true)
 }
 
 impl CudaDevice {

@@ -38,7 +38,7 @@ ACCEPTED = ROOT / ".ci" / "unnoticed.txt"
 BASE = {"args.cuh", "device.cuh", "hopper.cuh", "probe.cu"}
 # Test module of a file, where it is not called like the file up to its first underscore.
 TESTS = {
-    "gemm": "products", "skinny": "products", "products": "products", "rope": "attention", "combine": "attention",
+    "gemm": "products", "skinny": "products", "products": "products", "combine": "attention",
     "elementary": "",
 }  # fmt: skip
 

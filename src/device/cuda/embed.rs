@@ -46,6 +46,7 @@ impl Embed {
         if grid[0] == 0 {
             return Ok(());
         }
+        // Not dependent: kernels behind it read the plan before they wait, so the plan must have arrived when it begins.
         driver.run(&Launch { kernel: self.kernel, grid, threads: THREADS, shared: 0, dependent: false }, args)
     }
 }

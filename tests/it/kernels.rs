@@ -60,6 +60,10 @@ fn gpu() -> Option<(String, Box<dyn Driver>)> {
             ONCE.call_once(|| println!("skipped on a GPU: {error}"));
         }
     }
+    #[cfg(not(feature = "cuda"))]
+    if std::env::var_os("REQUIRE_GPU").is_some_and(|v| v == "1") {
+        panic!("REQUIRE_GPU=1, but these tests were built without the feature cuda");
+    }
     None
 }
 

@@ -239,7 +239,11 @@ ARGS_SIZE(SidNormArgs, 32);
 
 namespace sid {
 
-constexpr uint32_t THREADS = 512;
+// Threads of a block of the kernels that score and choose.
+#ifndef SID_THREADS
+#define SID_THREADS 512
+#endif
+constexpr uint32_t THREADS = SID_THREADS;
 constexpr uint32_t WARPS = THREADS / 32;
 
 DEVICE_INLINE uint64_t key_of(float score, uint32_t parent, uint32_t code) {

@@ -39,6 +39,8 @@ use crate::ids::{SearchId, TypeId};
 const GATHER_THREADS: u32 = 256;
 /// Threads of a block of the others.
 const THREADS: u32 = 512;
+/// Threads of `sid_select_general`.
+const GENERAL_THREADS: u32 = 256;
 /// Searches that may be open at once.
 const MAX_OPEN: usize = 1 << 14;
 
@@ -363,7 +365,7 @@ impl SidSearches {
         }
         driver.run(&launch(kernels.select, shape.steps, THREADS), &args)?;
         if shape.general_select {
-            driver.run(&launch(kernels.select_general, shape.steps, THREADS), &args)?;
+            driver.run(&launch(kernels.select_general, shape.steps, GENERAL_THREADS), &args)?;
         }
         Ok(())
     }

@@ -47,6 +47,13 @@ __device__ void vocab_norm_body(const SidNormArgs& a) {
 
 }  // namespace
 
-KERNEL(sid_score, SidStepArgs, 512, 2) { score_body(a); }
+// Two blocks fill a multiprocessor's threads; before sm_90 the 64 registers that this leaves are one too few.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define SCORE_BLOCKS 1
+#else
+#define SCORE_BLOCKS 2
+#endif
+
+KERNEL(sid_score, SidStepArgs, 512, SCORE_BLOCKS) { score_body(a); }
 KERNEL(sid_score_general, SidStepArgs, 512, 1) { score_general_body(a); }
 KERNEL(sid_vocab_norm, SidNormArgs, 512, 2) { vocab_norm_body(a); }

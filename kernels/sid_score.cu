@@ -2,7 +2,7 @@
 // search's best, as keys (sid.cuh) with the entries they lead to; sid_vocab_norm: ln sum exp of whole rows of logits.
 //
 // Reads 4 bytes per code of the codebook once: 32 rows of 64 beams with 8,192 codes are 67 MB, 15.6 us at 4.3 TB/s. A block of 512 threads holds
-// 16 logits per thread in registers, so 8,192 codes are one batch of loads; three blocks on a multiprocessor overlap one's loads with another's
+// 16 logits per thread in registers, so 8,192 codes are one batch of loads; two blocks on a multiprocessor overlap one's loads with another's
 // scan. Survivors are some hundred bytes per row. Which rows run first changes how many survivors a row writes, never which are chosen.
 #include "sid_general.cuh"
 

@@ -165,3 +165,31 @@ fn the_small_model_in_bf16_ranks_as_the_float32_reference_does() {
         assert!(common * 100 >= 90 * all, "{name}: {common} of {all} items common");
     }
 }
+
+/// What does not fit or is not served is said before anything is allocated.
+#[cfg(feature = "emulated")]
+#[test]
+fn what_cannot_run_is_refused_at_the_start_with_a_way_out() {
+    use sidereal::device::cuda::{EmulatedDriver, EmulatedOptions};
+    let start = |builder: EngineBuilder, memory: u64| {
+        let options = EmulatedOptions { memory, ..EmulatedOptions::default() };
+        let driver = Box::new(EmulatedDriver::new(options).unwrap());
+        let started = builder.on_cuda(driver, CudaOptions::default()).and_then(EngineBuilder::start);
+        started.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    let tiny = || EngineBuilder::tiny().unwrap().dtype(DType::Bf16);
+    let roomy = 8 << 30;
+    assert_eq!(start(tiny(), roomy), "");
+    let error = start(tiny().cache_bytes(1 << 30), 600 << 20);
+    for part in ["the device needs 10", "has 600 MiB free", "what would fit: a cache of 5", "--cache-mib"] {
+        assert!(error.contains(part), "{error:?} does not say {part:?}");
+    }
+    let error = start(tiny().max_rows(60_000).cache_bytes(64 << 20), 700 << 20);
+    for part in ["what would fit", "(--max-rows)", "with a cache of"] {
+        assert!(error.contains(part), "{error:?} does not say {part:?}");
+    }
+    let error = start(tiny(), 1 << 20);
+    assert!(error.contains("a smaller model is needed"), "{error}");
+    let error = start(EngineBuilder::tiny().unwrap(), roomy);
+    assert!(error.contains("f32 is served by the CPU (--dtype bf16)"), "{error}");
+}

@@ -1,8 +1,13 @@
 //! The whole engine on the CUDA kernels, run by the host and by the GPU if there is one: a tiny random model, and the model that learned a
 //! real catalog where the checkout has it.
 
+mod spy;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sidereal::device::cuda::CudaOptions;
@@ -10,6 +15,7 @@ use sidereal::device::ops::DType;
 use sidereal::engine::{Answer, Engine, EngineBuilder, EventStream, Request};
 
 use crate::kernels::drivers;
+use spy::{Counts, Spy};
 
 /// The same builder on every driver, by name; and what it is on the CPU.
 fn engines(make: &dyn Fn() -> EngineBuilder, reproducible: bool) -> Vec<(String, Engine)> {
@@ -81,7 +87,7 @@ fn in_reproducible_mode_company_caches_and_chunks_change_no_bit() {
         for (which, (answer, alone)) in all_at_once(&cramped, &requests).iter().zip(&alone).enumerate() {
             assert_eq!(essence(answer), *alone, "{name}: request {which} in small steps");
         }
-        let failed = roomy.counters().failed.load(std::sync::atomic::Ordering::Relaxed);
+        let failed = roomy.counters().failed.load(Ordering::Relaxed);
         assert_eq!(failed, 0, "{name}");
     }
 }
@@ -118,6 +124,65 @@ fn scores_are_those_of_the_cpu_up_to_rounding() {
         // A score is the sum of three log-probabilities, each the result of a hundred roundings to eight bits.
         let mean = total / items.len() as f32;
         assert!(mean < 0.03, "{name}: scores differ by {mean} on average");
+    }
+}
+
+/// An engine on a driver that is watched.
+fn watched(builder: EngineBuilder) -> Vec<(String, Engine, Arc<Counts>)> {
+    let start = |(name, inner)| {
+        let counts = Arc::new(Counts::default());
+        let driver = Box::new(Spy { inner, counts: Arc::clone(&counts) });
+        (name, driver, counts)
+    };
+    let mut drivers = drivers();
+    drivers.truncate(1);
+    let mut builder = Some(builder);
+    let engine = |(name, driver, counts): (String, Box<Spy>, Arc<Counts>)| {
+        let builder = builder.take()?.dtype(DType::Bf16);
+        Some((name, builder.on_cuda(driver, CudaOptions::default()).unwrap().start().unwrap(), counts))
+    };
+    drivers.into_iter().map(start).filter_map(engine).collect()
+}
+
+#[test]
+fn the_steps_of_a_list_are_not_waited_for_and_repeated_shapes_are_replayed() {
+    for (name, engine, counts) in watched(EngineBuilder::tiny().unwrap()) {
+        let list = |i: usize| request(json!({"prompt": format!("list {i}"), "output": "items", "n": 4}));
+        let taken = |i: usize| {
+            let counted =
+                || [&counts.waits, &counts.replays, &counts.launches].map(|c| c.load(Ordering::Relaxed));
+            let before = counted();
+            engine.generate(&list(i)).unwrap();
+            let after = counted();
+            [0, 1, 2].map(|at| after[at] - before[at])
+        };
+        // The first two of a kind are launched and recorded.
+        (0..3).for_each(|i| _ = taken(i));
+        let [waits, replays, launches] = taken(3);
+        // Four codes: the prompt, three steps of beams. One wait for the last, one for the paths, and those of the ring of plans,
+        // whose copies are long done: one per plan.
+        assert_eq!(replays, 4, "{name}");
+        assert!(waits <= 2 + 4, "{name}: {waits} waits");
+        assert!(launches == 0, "{name}: {launches} launches beside the graphs");
+    }
+}
+
+#[test]
+fn a_device_that_fails_ends_the_engine_and_says_so_to_everybody() {
+    for (name, engine, counts) in watched(EngineBuilder::tiny().unwrap()) {
+        let text =
+            request(json!({"prompt": "on and on", "output": "text", "max_tokens": 60, "ignore_eos": true}));
+        engine.generate(&text).unwrap();
+        let streams: Vec<EventStream> = (0..3).map(|_| engine.submit(&text).unwrap()).collect();
+        counts.broken_at.store(counts.waits.load(Ordering::Relaxed) + 5, Ordering::Relaxed);
+        let begun = Instant::now();
+        for stream in streams {
+            let error = stream.wait().unwrap_err().to_string();
+            assert!(error.contains("an illegal memory access"), "{name}: {error}");
+        }
+        let error = engine.generate(&text).unwrap_err().to_string();
+        assert!(error.contains("the engine is dead"), "{name}: {error}");
+        assert!(begun.elapsed() < Duration::from_secs(10), "{name}: after {:?}", begun.elapsed());
     }
 }
 

@@ -1,7 +1,7 @@
 //! How much memory the device needs, worked out before any of it is allocated.
 
 use super::args::BLOCK_TOKENS;
-use super::weights;
+use super::{sample, sid, weights};
 use crate::catalog::Layout;
 use crate::device::ops::{DType, DeviceConfig, Shape, Weights};
 use crate::error::{Error, Result};
@@ -96,8 +96,11 @@ impl std::fmt::Display for MemoryPlan {
     }
 }
 
-fn rows_bytes(shape: &Shape, dtype: DType, rows: usize) -> u64 {
-    RowSizes::new(shape, rows).bytes(shape, dtype).iter().map(|&bytes| bytes as u64).sum()
+fn rows_bytes(shape: &Shape, dtype: DType, layout: Option<&Layout>, rows: usize) -> u64 {
+    let sizes = RowSizes::new(shape, rows);
+    let buffers = sizes.bytes(shape, dtype).iter().sum::<usize>();
+    let text = sample::bytes(shape.vocab, sizes.logit_rows);
+    (buffers + text + sid::bytes(layout, rows)) as u64
 }
 
 /// What the device kept back may be: little where there is little.
@@ -121,13 +124,20 @@ impl Fit<'_> {
     /// Bytes of the largest cache that fits into `free` bytes beside weights and the buffers of steps of `rows` rows.
     pub fn cache_bytes(&self, rows: usize, free: u64) -> usize {
         let weights = weights::bytes(self.weights, self.shape, self.dtype, self.layout) as u64;
-        cache_that_fits(weights, self.shape, self.dtype, rows, free) as usize
+        cache_that_fits(weights, self.shape, self.dtype, self.layout, rows, free) as usize
     }
 }
 
 /// Bytes of the largest cache, in whole blocks; 0 if nothing is left.
-fn cache_that_fits(weights: u64, shape: &Shape, dtype: DType, rows: usize, free: u64) -> u64 {
-    let taken = weights + rows_bytes(shape, dtype, rows) + reserve(free);
+fn cache_that_fits(
+    weights: u64,
+    shape: &Shape,
+    dtype: DType,
+    layout: Option<&Layout>,
+    rows: usize,
+    free: u64,
+) -> u64 {
+    let taken = weights + rows_bytes(shape, dtype, layout, rows) + reserve(free);
     let block = block_bytes(shape, dtype) as u64;
     free.saturating_sub(taken) / block * block
 }
@@ -141,7 +151,7 @@ pub(super) fn check(config: &DeviceConfig, free: u64) -> Result<MemoryPlan> {
     let plan = MemoryPlan {
         weights: weights::bytes(&config.weights, shape, dtype, config.layout.as_deref()) as u64,
         cache: (config.cache_blocks * block_bytes(shape, dtype)) as u64,
-        rows: rows_bytes(shape, dtype, config.max_rows),
+        rows: rows_bytes(shape, dtype, config.layout.as_deref(), config.max_rows),
         reserve: reserve(free),
         free,
     };
@@ -152,13 +162,15 @@ pub(super) fn check(config: &DeviceConfig, free: u64) -> Result<MemoryPlan> {
         "the device needs {:.0} MiB and has {:.0} MiB free ({plan}); {}",
         (plan.weights + plan.cache + plan.rows + plan.reserve) as f64 / MIB,
         free as f64 / MIB,
-        ways_out(&plan, shape, dtype, config.max_rows)
+        ways_out(&plan, config)
     )))
 }
 
 /// What would fit: a smaller cache, smaller steps, or both.
-fn ways_out(plan: &MemoryPlan, shape: &Shape, dtype: DType, rows: usize) -> String {
-    let cache = |rows: usize| cache_that_fits(plan.weights, shape, dtype, rows, plan.free);
+fn ways_out(plan: &MemoryPlan, config: &DeviceConfig) -> String {
+    let (shape, dtype, rows) = (&config.shape, config.dtype, config.max_rows);
+    let layout = config.layout.as_deref();
+    let cache = |rows: usize| cache_that_fits(plan.weights, shape, dtype, layout, rows, plan.free);
     let mib = |bytes: u64| bytes >> 20;
     let mut ways = Vec::new();
     if mib(cache(rows)) > 0 {

@@ -174,6 +174,25 @@ pub struct TextSamplerCuda {
     results: usize,
 }
 
+/// Bytes of what a sampler keeps for launches of at most `rows` rows, but for what grows with edits and likeliest tokens.
+pub(super) fn bytes(vocab: usize, rows: usize) -> usize {
+    sizes(vocab, rows).iter().sum()
+}
+
+/// Bytes of the arena's buffers.
+fn sizes(vocab: usize, max_rows: usize) -> [usize; 6] {
+    let parts = vocab.div_ceil(PART).max(1);
+    let (words, blocks) = (parts * PART / 32, parts * PART / BLOCK);
+    [
+        words * 4,
+        max_rows * words * 4,
+        max_rows * blocks * 4,
+        max_rows * blocks * 4,
+        max_rows * parts * 16,
+        max_rows * 48,
+    ]
+}
+
 impl TextSamplerCuda {
     /// Resolves the kernels, allocates what they keep between launches and uploads the mask.
     ///
@@ -191,20 +210,12 @@ impl TextSamplerCuda {
                  device has {most}"
             )));
         }
-        let (words, blocks) = (parts * PART / 32, parts * PART / BLOCK);
         let max_results = max_rows * (1 + MAX_TOP as usize / 2);
-        let sizes = [
-            words * 4,
-            max_rows * words * 4,
-            max_rows * blocks * 4,
-            max_rows * blocks * 4,
-            max_rows * parts * 16,
-            max_rows * 48,
-        ];
+        let sizes = self::sizes(vocab, max_rows);
         let at = driver.allocate("text sampling", &sizes.map(|bytes| bytes.max(RESULT)))?;
         let grown = [max_edits * 4, max_results * RESULT];
         let grown = driver.allocate("text edits and results", &grown.map(|bytes| bytes.max(RESULT)))?;
-        let mut mask = vec![0u64; words / 2];
+        let mut mask = vec![0u64; sizes[0] / 8];
         mask[..text_tokens.len()].copy_from_slice(text_tokens);
         driver.upload(at[0], bytemuck::cast_slice(&mask))?;
         let args = SampleArgs {

@@ -29,6 +29,7 @@ use self::records::{ROW_ROOM, SCORE_BYTES, SLOT_BYTES, SidGatherArgs, SidNormArg
 pub use self::records::{SidCandidate, SidHeadGroup, SidStepRecord};
 use self::search::{Search, Stores};
 use super::args::RowGroup;
+use super::args::{self};
 use super::driver::{DevicePtr, Driver, Kernel, Launch, failed};
 use crate::catalog::Layout;
 use crate::device::ops::{self, Path, SearchSpec, SidOutcome};
@@ -118,17 +119,7 @@ impl SidSearches {
         limits: SidLimits,
     ) -> Result<SidSearches> {
         let plan = SidPlan::new(layout.as_ref().map_or(&[], |layout| &layout.types[..]));
-        let types = layout.as_ref().map_or(1, |layout| layout.types.len().max(1));
-        let rows = limits.max_rows.max(1);
-        let capacity = SidCapacity {
-            rows,
-            steps: rows,
-            candidates: rows * types,
-            groups: plan.levels().max(1),
-            slots: rows * types,
-            keys: (rows + types) * ROW_ROOM as usize,
-            searches: MAX_OPEN,
-        };
+        let capacity = capacity(layout.as_deref(), limits.max_rows);
         let kernels = Kernels {
             gather: driver.kernel("sid_gather")?,
             score: driver.kernel("sid_score")?,
@@ -396,9 +387,32 @@ impl SidSearches {
     }
 }
 
+/// What steps of at most `rows` rows may need. A search has a row for each of its beams.
+fn capacity(layout: Option<&Layout>, rows: usize) -> SidCapacity {
+    let types = layout.map_or(1, |layout| layout.types.len().max(1));
+    let levels = layout.map_or(0, |layout| layout.types.iter().map(|kind| kind.levels.len()).sum());
+    let rows = rows.max(1);
+    // A row of a search of `w` beams leaves at most `2 w + 192` survivors; at the first level, so does each type.
+    let room = (2 * rows.min(args::MAX_WIDTH) + 192).min(ROW_ROOM as usize).max(194 * types);
+    SidCapacity {
+        rows,
+        steps: rows,
+        candidates: rows * types,
+        groups: levels.max(1),
+        slots: rows * types,
+        keys: (rows + types) * room,
+        searches: MAX_OPEN,
+    }
+}
+
+/// Bytes of what a device with this layout keeps for steps of at most `rows` rows.
+pub(super) fn bytes(layout: Option<&Layout>, rows: usize) -> usize {
+    Memory::sizes(&capacity(layout, rows)).iter().sum()
+}
+
 impl Memory {
-    fn new(driver: &mut dyn Driver, capacity: &SidCapacity) -> Result<Memory> {
-        let sizes = [
+    fn sizes(capacity: &SidCapacity) -> [usize; 8] {
+        [
             8 * capacity.searches,
             size_of::<RowGroup>() * capacity.groups,
             4 * capacity.candidates,
@@ -407,7 +421,11 @@ impl Memory {
             4 * capacity.keys,
             SCORE_BYTES * capacity.slots,
             size_of::<SidResult>() * capacity.steps,
-        ];
+        ]
+    }
+
+    fn new(driver: &mut dyn Driver, capacity: &SidCapacity) -> Result<Memory> {
+        let sizes = Memory::sizes(capacity);
         let arena = driver.allocate("SID step", &sizes)?;
         let &[table, row_groups, list, slots, keys, entries, scores, results] = &arena[..] else {
             return Err(failed(format!("{} addresses for {} buffers", arena.len(), sizes.len())));

@@ -49,6 +49,20 @@ pub fn drivers_in_every_order() -> Vec<(String, Box<dyn Driver>)> {
     drivers
 }
 
+/// Runs a test on every driver, in every order, or in the one that the environment names.
+fn for_each_driver(mut test: impl FnMut(&mut dyn Driver)) {
+    let named = ["SIDEREAL_EMULATED_ORDER", "SIDEREAL_EMULATED_ASYNC"];
+    let one = named.iter().any(|name| std::env::var_os(name).is_some());
+    (if one { drivers() } else { drivers_in_every_order() })
+        .into_iter()
+        .for_each(|(_, mut driver)| test(&mut *driver));
+}
+
+/// Runs a test on every driver, in one order.
+fn one_driver(mut test: impl FnMut(&mut dyn Driver)) {
+    drivers().into_iter().for_each(|(_, mut driver)| test(&mut *driver));
+}
+
 /// The first GPU, if this build can use one and there is one; `REQUIRE_GPU=1` makes its absence a failure.
 fn gpu() -> Option<(String, Box<dyn Driver>)> {
     #[cfg(feature = "cuda")]

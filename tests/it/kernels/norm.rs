@@ -6,7 +6,7 @@ use sidereal::device::cuda::norm::{Norm, NormRows, RmsNorm};
 use sidereal::device::ops::DType;
 
 use super::products::case::{EPS, Values, decode, encode, rounded, unit};
-use super::products::drivers::{for_each_driver, one_driver};
+use super::{for_each_driver, one_driver};
 
 /// `[rows of x, hidden]` in device memory, with room for `max_out` rows of results, which are 0xff.
 struct Placed {

@@ -1,7 +1,6 @@
 //! Matrix products: every variant against float64, over odd shapes, with everything around the operands poisoned.
 
 pub mod case;
-pub mod drivers;
 
 use case::{Case, Placed, Values, rounded, run, unit};
 use sidereal::device::cuda::args::RowGroup;
@@ -9,7 +8,7 @@ use sidereal::device::cuda::driver::Driver;
 use sidereal::device::cuda::products::{Epilogue, Product, Products, Variant};
 use sidereal::device::ops::DType;
 
-use drivers::{for_each_driver, one_driver};
+use super::{for_each_driver, one_driver};
 
 const ROWS: [usize; 12] = [1, 2, 7, 8, 9, 16, 17, 31, 33, 64, 65, 130];
 const NS: [usize; 11] = [8, 16, 24, 40, 64, 72, 127, 136, 160, 264, 300];

@@ -27,7 +27,7 @@ use super::sample::{TextSamplerCuda as TextSampler, TextSizes};
 use super::sid::{SidLimits, SidSearches, SidShape};
 use super::step::{Group, HeadShape, Step, bucket};
 use super::weights::DeviceWeights;
-use crate::catalog::Layout;
+use crate::catalog::{Layout, LevelTokens};
 use crate::device::check::{self, Bounds};
 use crate::device::ops::{
     Buffer, DType, Device, DeviceConfig, Outcome, Path, Plan, SearchSpec, Shape, SidOutcome, Tensor,
@@ -204,8 +204,20 @@ impl CudaDevice {
         let mut moved = self.sampler.reserve(driver)?;
         let full = bucket(self.step.full) * self.shape.vocab;
         moved |= grow(driver, "evaluation logits", &mut self.buffers.full_logits, full)?;
-        let codes = self.searches.logits_needed();
+        // A product writes whole rows up to the buffer's end: the last one must not be cut off where its width does not divide it.
+        let widest = self.layout.iter().flat_map(|layout| &layout.types).flat_map(|kind| &kind.levels);
+        let codes = match self.searches.logits_needed() {
+            0 => 0,
+            needed => needed + widest.map(LevelTokens::len).max().unwrap_or(0),
+        };
         moved |= grow(driver, "codebook logits", &mut self.buffers.code_logits, codes)?;
+        moved |= self.buffers.hold_head_rows(
+            driver,
+            &self.products,
+            &mut self.sizes,
+            (self.shape.hidden, self.dtype),
+            self.searches.candidates().len(),
+        )?;
         let rows = bucket(plan.rows());
         self.blocks.clear();
         self.blocks.extend(plan.blocks.iter().map(|block| block.0));

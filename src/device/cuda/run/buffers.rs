@@ -17,6 +17,8 @@ pub(super) struct Buffers {
     pub attended: Activations,
     pub gated: Activations,
     pub head_rows: Activations,
+    /// Whether they are an allocation of their own.
+    pub own_head_rows: bool,
     pub partial: DevicePtr,
     pub partial_sums: DevicePtr,
     /// `[logit_rows, vocab]` float32.
@@ -119,6 +121,7 @@ impl Buffers {
             attended: products.activations(driver, at[3], sizes.rows, q)?,
             gated: products.activations(driver, at[4], sizes.rows, shape.ffn)?,
             head_rows: products.activations(driver, at[5], sizes.head_rows, shape.hidden)?,
+            own_head_rows: false,
             partial: at[6],
             partial_sums: at[7],
             logits: at[8],
@@ -126,6 +129,32 @@ impl Buffers {
             norms,
             full_logits: (DevicePtr::NULL, 0),
         })
+    }
+}
+
+impl Buffers {
+    /// Makes sure that the head can be applied to `rows` rows at once: beams of several types are listed once per type, since only
+    /// the device knows which is whose. Answers whether the buffer moved.
+    pub fn hold_head_rows(
+        &mut self,
+        driver: &mut dyn Driver,
+        products: &Products,
+        sizes: &mut RowSizes,
+        (hidden, dtype): (usize, DType),
+        rows: usize,
+    ) -> Result<bool> {
+        if rows <= sizes.head_rows {
+            return Ok(false);
+        }
+        // The first one is part of the arena of step buffers and stays.
+        if self.own_head_rows {
+            driver.free(self.head_rows.ptr())?;
+        }
+        let rows = rows.next_power_of_two();
+        let at = driver.allocate("head rows", &[rows * hidden * dtype.size()])?[0];
+        self.head_rows = products.activations(driver, at, rows, hidden)?;
+        (self.own_head_rows, sizes.head_rows) = (true, rows);
+        Ok(true)
     }
 }
 

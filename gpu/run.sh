@@ -44,6 +44,7 @@ export REQUIRE_GPU=1 RUST_BACKTRACE=1
 export CRITERION_HOME="${TMPDIR:-/tmp}/sidereal-criterion"
 [ -d "$here/shared" ] && export SIDEREAL_SHARED="$here/shared"
 
+[ -e "$here/sidereal" ] || tar -C "$here" -xzf "$here/binaries.tar.gz"
 # The tests look for their files where they were built.
 { read -r built_root; read -r built_server; } <"$here/built-at"
 [ -e "$built_root" ] || { mkdir -p "$(dirname "$built_root")" && ln -s "$PWD" "$built_root"; }

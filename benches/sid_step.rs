@@ -79,6 +79,7 @@ fn spec(catalog: &Arc<Catalog>, masked: Option<usize>) -> SearchSpec {
     SearchSpec {
         catalog: catalog.clone(),
         types: vec![(TypeId(0), Arc::new(mask))],
+        delta: None,
         widths: vec![WIDTH; index.levels()],
         normalizer: Normalizer::Codebook,
         groups: 1,

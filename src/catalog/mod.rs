@@ -1,5 +1,6 @@
 //! The catalog: which items exist, how their Semantic IDs are spelled, and which of them are alive for a request.
 
+mod array;
 mod bitmap;
 mod columns;
 mod detect;
@@ -12,6 +13,7 @@ mod predicate;
 mod source;
 pub mod synthetic;
 
+pub use array::Array;
 pub use bitmap::Bitmap;
 pub use index::{Child, Children, Entries, MAX_CODES, MAX_LEVELS, Node, TypeIndex};
 pub use items::{Catalog, CatalogBuilder, Item, ItemRecord};

@@ -462,6 +462,8 @@ pub struct SearchSpec {
     pub catalog: Arc<Catalog>,
     /// Requested types in type order, each with what is alive.
     pub types: Vec<(TypeId, Arc<Mask>)>,
+    /// Items added since the snapshot was made.
+    pub delta: Option<Delta>,
     /// Beam width per level of the deepest requested type, each from 1 to 1024.
     pub widths: Vec<u32>,
     /// Normaliser of scores.
@@ -474,6 +476,16 @@ pub struct SearchSpec {
     pub max_per_prefix: Option<u32>,
     /// Draw paths without replacement instead of taking the best.
     pub sampling: Option<SearchSampling>,
+}
+
+/// Items beside a snapshot: a second, small trie per type. A node of the search is a pair, of the snapshot's and of the delta's node
+/// that the same codes lead to (one of them may be missing), and a code that both have is one candidate.
+#[derive(Clone)]
+pub struct Delta {
+    /// The added items, with the snapshot's types and codebooks; types may be empty.
+    pub catalog: Arc<Catalog>,
+    /// What of them is alive, one mask per entry of [`SearchSpec::types`].
+    pub masks: Vec<Arc<Mask>>,
 }
 
 /// Stochastic beam search: paths drawn without replacement from softmax(logits / temperature) over alive children.
@@ -494,7 +506,7 @@ pub struct Path {
     pub item_type: TypeId,
     /// The codes, one per level of the type.
     pub codes: Vec<u16>,
-    /// The SID among the type's distinct SIDs.
+    /// The SID among the distinct SIDs of the type; one that only the delta has is numbered behind the snapshot's.
     pub sid: SidIndex,
     /// Cumulative log-probability in the search's normaliser: the float32 sum of `levels`.
     pub score: f32,

@@ -404,6 +404,7 @@ fn search_specs(job: &Job) -> Vec<SearchSpec> {
             .map(|(which, search)| SearchSpec {
                 catalog: Arc::clone(catalog),
                 types: search.types.clone(),
+                delta: None,
                 widths: search.widths.clone(),
                 normalizer: task.normalizer,
                 groups: task.groups,
@@ -421,6 +422,7 @@ fn search_specs(job: &Job) -> Vec<SearchSpec> {
             vec![SearchSpec {
                 catalog: Arc::clone(catalog),
                 types: answer.masks().to_vec(),
+                delta: None,
                 widths: vec![spans.width; job.depth()],
                 normalizer: spans.normalizer,
                 groups: 1,

@@ -202,6 +202,7 @@ pub fn plain(types: &Types, widths: Vec<u32>) -> SearchSpec {
     SearchSpec {
         catalog: types.catalog.clone(),
         types: (0..types.levels.len() as u16).map(all).collect(),
+        delta: None,
         widths,
         normalizer: Normalizer::Codebook,
         groups: 1,

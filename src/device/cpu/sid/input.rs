@@ -54,6 +54,9 @@ pub(crate) fn check(spec: &SearchSpec) -> Result<usize> {
     if let Some((item_type, _)) = spec.types.iter().find(|t| t.0.index() >= known) {
         return Err(Error::invalid("item_types", format!("type {item_type}, but the catalog has {known}")));
     }
+    if spec.delta.is_some() {
+        return Err(Error::Unsupported("a search beside a delta".to_owned()));
+    }
     let depth = spec.types.iter().map(|t| spec.catalog.index(t.0).levels()).max().unwrap_or(0);
     if spec.widths.len() != depth {
         let message = format!("{} widths for {depth} levels", spec.widths.len());

@@ -155,6 +155,14 @@ impl Catalog {
         Item { catalog: self, item_type: t, rank }
     }
 
+    /// The items of a SID, most popular first, then by id, bytewise.
+    ///
+    /// # Panics
+    /// If there is no such type or SID.
+    pub fn by_popularity(&self, t: TypeId, sid: SidIndex) -> impl Iterator<Item = Rank> + use<> {
+        self.index(t).ranks(sid).map(Rank)
+    }
+
     /// Items of all types.
     pub fn len(&self) -> usize {
         self.starts[self.types.len()] as usize

@@ -7,19 +7,23 @@ mod detect;
 mod index;
 mod items;
 mod layout;
+mod live;
 mod mask;
 mod order;
 mod predicate;
 mod source;
 pub mod synthetic;
+mod view;
 
 pub use array::Array;
 pub use bitmap::Bitmap;
 pub use index::{Child, Children, Entries, MAX_CODES, MAX_LEVELS, Node, TypeIndex};
 pub use items::{Catalog, CatalogBuilder, Item, ItemRecord};
 pub use layout::{Layout, LayoutSpec, LevelTokens, Place, TypeLayout, TypeSpec};
+pub use live::{Change, DenyList, LiveCatalog, LiveLimits, LiveStats};
 #[cfg(any(feature = "cuda", feature = "emulated"))]
 pub(crate) use mask::MaskBase;
 pub use mask::{Mask, MaskCursor};
 pub use predicate::Predicate;
 pub use source::{OnError, Progress, Report, read_jsonl, read_jsonl_report};
+pub use view::{Alive, Found, View};

@@ -185,6 +185,31 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Takes the items out that `gone` names, and what spells them besides; returns how many there were.
+    pub(super) fn remove(&mut self, gone: impl Fn(&str) -> bool) -> usize {
+        let mut count = 0;
+        let mut keep = |id: &str| {
+            let gone = gone(id);
+            count += usize::from(gone);
+            !gone
+        };
+        if let Some(items) = &mut self.items {
+            items.retain(|item| keep(&item.id));
+        }
+        if let Some(content) = &mut self.content {
+            content.retain(|part| match part {
+                AnswerPart::Text { .. } => true,
+                AnswerPart::Item { id, .. } => keep(id),
+            });
+        }
+        if count > 0 {
+            // Tokens spell SIDs too.
+            (self.token_ids, self.logprobs) = (None, None);
+            *self.dropped.entry("denied_items").or_default() += count;
+        }
+        count
+    }
+
     /// The text of the answer with items spelled as their titles, or ids.
     pub fn text(&self) -> String {
         let parts = self.content.iter().flatten().map(|part| match part {

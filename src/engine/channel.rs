@@ -11,6 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::answer::Event;
+use super::wheel::Counters;
+use crate::catalog::{DenyList, LiveCatalog};
 use crate::error::{Error, Result};
 
 /// Bytes of unread text and items at which a reader is cut off.
@@ -62,10 +64,34 @@ pub(crate) struct EventSender {
 /// What all handles of an engine share with its thread.
 #[derive(Debug, Default)]
 pub(crate) struct Status {
+    /// Items that no reader may be handed any more.
+    deny: Arc<DenyList>,
+    counters: Arc<Counters>,
     /// Why the engine ended, once it has.
     pub death: OnceLock<String>,
     /// Requests submitted and not yet ended.
     pub in_flight: AtomicUsize,
+}
+
+impl Status {
+    pub fn new(catalog: Option<&LiveCatalog>, counters: &Arc<Counters>) -> Status {
+        let deny = catalog.map(|catalog| catalog.deny_list().clone()).unwrap_or_default();
+        Status { deny, counters: counters.clone(), ..Status::default() }
+    }
+
+    /// An event as a reader may have it now: items that were denied while it waited are taken out. `None`: nothing is left of it.
+    fn screen(&self, mut event: Event) -> Option<Event> {
+        if self.deny.is_empty() {
+            return Some(event);
+        }
+        let gone = match &mut event {
+            Event::Item(item) => usize::from(self.deny.contains(&item.id)),
+            Event::Finished(answer) => answer.remove(|id| self.deny.contains(id)),
+            Event::Text(_) | Event::Failed(_) => 0,
+        };
+        self.counters.denied_in_flight.fetch_add(gone as u64, Ordering::Relaxed);
+        if gone > 0 && matches!(event, Event::Item(_)) { None } else { Some(event) }
+    }
 }
 
 /// The reader's end: the events of one answer, as an iterator for threads and a [`futures_core::Stream`] for async code.
@@ -141,8 +167,9 @@ impl Drop for EventSender {
 
 impl EventStream {
     fn pop(&self, state: &mut State) -> Option<Option<Result<Event>>> {
-        if let Some(event) = state.queue.pop_front() {
+        while let Some(event) = state.queue.pop_front() {
             state.bytes -= event.bytes().min(state.bytes);
+            let Some(event) = self.status.screen(event) else { continue };
             return Some(Some(match event {
                 Event::Failed(error) => Err(error),
                 event => Ok(event),

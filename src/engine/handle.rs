@@ -11,7 +11,7 @@ use super::channel::{EventSender, EventStream, Status, channel};
 use super::request::Request;
 use super::validate::{Frontend, Limits, ValidatedRequest};
 use super::wheel::{Counters, Turn, Wheel, WheelParts};
-use crate::catalog::{Catalog, Layout};
+use crate::catalog::{Catalog, Layout, LiveCatalog, LiveLimits, View};
 use crate::device::cpu::sid::MAX_WIDTH;
 use crate::device::cpu::{CpuDevice, CpuOptions};
 use crate::device::ops::{DType, Device, DeviceConfig, Sampling};
@@ -41,7 +41,7 @@ pub struct Engine {
 
 struct Inner {
     frontend: Frontend,
-    catalog: Option<Arc<Catalog>>,
+    catalog: Option<Arc<LiveCatalog>>,
     commands: Sender<Command>,
     status: Arc<Status>,
     counters: Arc<Counters>,
@@ -66,6 +66,7 @@ pub struct EngineBuilder {
     max_rows: usize,
     max_requests: usize,
     limits: Limits,
+    live_limits: LiveLimits,
     device: Option<DeviceMaker>,
 }
 
@@ -136,6 +137,12 @@ impl EngineBuilder {
         self
     }
 
+    /// Bounds on changes of the catalog.
+    pub fn live_limits(mut self, limits: LiveLimits) -> EngineBuilder {
+        self.live_limits = limits;
+        self
+    }
+
     /// Another device than the CPU.
     pub fn device(
         mut self,
@@ -173,10 +180,10 @@ impl EngineBuilder {
     /// If the layout does not fit the model's vocabulary or the catalog, if the cache is too small for a single block, or
     /// if the device cannot be made.
     pub fn start(self) -> Result<Engine> {
-        let status = Arc::new(Status::default());
         let counters = Arc::new(Counters::default());
         let max_requests = self.max_requests;
-        let catalog = self.catalog.clone();
+        let catalog = self.live();
+        let status = Arc::new(Status::new(catalog.as_deref(), &counters));
         let (frontend, wheel, description) = self.build(&counters)?;
         let (sender, receiver) = commands();
         let thread_status = Arc::clone(&status);
@@ -194,9 +201,14 @@ impl EngineBuilder {
     #[doc(hidden)]
     pub fn parts(self) -> Result<EngineParts> {
         let counters = Arc::new(Counters::default());
-        let catalog = self.catalog.clone();
+        let catalog = self.live();
+        let status = Arc::new(Status::new(catalog.as_deref(), &counters));
         let (frontend, wheel, description) = self.build(&counters)?;
-        Ok(EngineParts { frontend, catalog, wheel, status: Arc::default(), counters, description })
+        Ok(EngineParts { frontend, catalog, wheel, status, counters, description })
+    }
+
+    fn live(&self) -> Option<Arc<LiveCatalog>> {
+        self.catalog.as_ref().map(|catalog| Arc::new(LiveCatalog::new(catalog.clone(), self.live_limits)))
     }
 
     fn build(self, counters: &Arc<Counters>) -> Result<(Frontend, Wheel, String)> {
@@ -273,6 +285,7 @@ impl Engine {
             max_rows: DEFAULT_MAX_ROWS,
             max_requests: DEFAULT_MAX_REQUESTS,
             limits: Limits::default(),
+            live_limits: LiveLimits::default(),
             device: None,
         }
     }
@@ -291,7 +304,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Invalid`] with field, value and bound.
     pub fn validate(&self, request: &Request) -> Result<ValidatedRequest> {
-        self.inner.frontend.validate(request, self.inner.catalog.clone())
+        self.inner.frontend.validate(request, self.inner.catalog.as_deref())
     }
 
     /// Hands a request to the engine that [`Engine::validate`] has checked.
@@ -323,9 +336,14 @@ impl Engine {
         self.submit(request)?.wait()
     }
 
-    /// The catalog, if there is one.
-    pub fn catalog(&self) -> Option<&Arc<Catalog>> {
+    /// The catalog, if there is one: to look at, and to change while requests run.
+    pub fn catalog(&self) -> Option<&Arc<LiveCatalog>> {
         self.inner.catalog.as_ref()
+    }
+
+    /// The present state of the catalog, if there is one.
+    pub fn view(&self) -> Option<Arc<View>> {
+        self.inner.catalog.as_ref().map(|catalog| catalog.view())
     }
 
     /// The tokenizer.
@@ -364,7 +382,7 @@ impl std::fmt::Debug for Engine {
 #[doc(hidden)]
 pub struct EngineParts {
     frontend: Frontend,
-    catalog: Option<Arc<Catalog>>,
+    catalog: Option<Arc<LiveCatalog>>,
     pub wheel: Wheel,
     status: Arc<Status>,
     pub counters: Arc<Counters>,
@@ -379,7 +397,7 @@ impl EngineParts {
 
     /// Checks a request and queues it.
     pub fn submit(&mut self, request: &Request) -> Result<EventStream> {
-        let request = self.frontend.validate(request, self.catalog.clone())?;
+        let request = self.frontend.validate(request, self.catalog.as_deref())?;
         let (events, stream) = channel(&self.status);
         self.wheel.submit(request, events);
         Ok(stream)

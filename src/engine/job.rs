@@ -3,6 +3,7 @@
 use super::channel::EventSender;
 use super::text_answer::TextAnswer;
 use super::validate::{Task, ValidatedRequest};
+use crate::catalog::Alive;
 use crate::ids::{SearchId, SequenceId, TokenId};
 use crate::kv::{BeamSlots, Registered, Table};
 
@@ -84,13 +85,11 @@ impl Job {
 
     /// Levels of the deepest requested type.
     pub fn depth(&self) -> usize {
-        let Some(catalog) = &self.request.catalog else { return 0 };
-        let levels = |types: &[(crate::ids::TypeId, _)]| {
-            types.iter().map(|(t, _)| catalog.index(*t).levels()).max().unwrap_or(0)
-        };
+        let Some(view) = &self.request.view else { return 0 };
+        let levels = |alive: &Alive| alive.types.iter().map(|(t, _)| view.levels(*t)).max().unwrap_or(0);
         match &self.request.task {
-            Task::Items(task) => task.searches.iter().map(|s| levels(&s.types)).max().unwrap_or(0),
-            Task::Text(task) => task.spans.as_ref().map_or(0, |s| levels(&s.types)),
+            Task::Items(task) => task.searches.iter().map(|s| levels(&s.alive)).max().unwrap_or(0),
+            Task::Text(task) => task.spans.as_ref().map_or(0, |s| levels(&s.alive)),
             Task::Choice(_) => 0,
         }
     }

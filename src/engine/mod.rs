@@ -6,6 +6,7 @@
 
 mod answer;
 mod channel;
+mod gate;
 mod handle;
 mod items_answer;
 mod job;

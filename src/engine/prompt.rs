@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::request::{Content, Message, Part, Request, Truncate, UnknownItems};
 use super::validate::Frontend;
-use crate::catalog::Catalog;
+use crate::catalog::View;
 use crate::error::{Error, Result};
 use crate::ids::TokenId;
 use crate::text::{ChatMessage, Encoded, Piece};
@@ -47,7 +47,7 @@ enum ResolvedPiece {
 
 impl Frontend {
     /// Encodes the prompt of a request.
-    pub(super) fn prompt(&self, request: &Request, catalog: Option<&Catalog>, room: &Room) -> Result<Prompt> {
+    pub(super) fn prompt(&self, request: &Request, view: Option<&View>, room: &Room) -> Result<Prompt> {
         let given =
             [request.messages.is_some(), request.prompt.is_some(), request.prompt_token_ids.is_some()];
         if given.iter().filter(|&&g| g).count() != 1 {
@@ -69,8 +69,7 @@ impl Frontend {
         if messages.is_empty() {
             return Err(Error::invalid("messages", "the list is empty; at least 1 message is needed"));
         }
-        let (resolved, unknown) =
-            self.resolve(messages, catalog, request.unknown_items.unwrap_or_default())?;
+        let (resolved, unknown) = self.resolve(messages, view, request.unknown_items.unwrap_or_default())?;
         let (encoded, dropped) = self.drop_history(&resolved, room)?;
         let vectors: Vec<_> = resolved
             .iter()
@@ -102,7 +101,7 @@ impl Frontend {
     fn resolve(
         &self,
         messages: &[Message],
-        catalog: Option<&Catalog>,
+        view: Option<&View>,
         unknown_items: UnknownItems,
     ) -> Result<(Vec<Resolved>, usize)> {
         let mut unknown = 0;
@@ -119,7 +118,7 @@ impl Frontend {
             let mut pieces = Vec::with_capacity(parts.len());
             for (p, part) in parts.iter().enumerate() {
                 let field = format!("messages[{m}].content[{p}]");
-                let mut span = |id: &str, field: String| match self.span(id, catalog, field) {
+                let mut span = |id: &str, field: String| match self.span(id, view, field) {
                     Err(Error::Invalid { .. }) if unknown_items == UnknownItems::Skip => {
                         unknown += 1;
                         Ok(None)
@@ -148,18 +147,17 @@ impl Frontend {
         Ok((resolved, unknown))
     }
 
-    fn span(&self, id: &str, catalog: Option<&Catalog>, field: String) -> Result<Vec<TokenId>> {
-        let (Some(layout), Some(catalog)) = (&self.layout, catalog) else {
+    fn span(&self, id: &str, view: Option<&View>, field: String) -> Result<Vec<TokenId>> {
+        let (Some(layout), Some(view)) = (&self.layout, view) else {
             return Err(Error::invalid(
                 field,
                 format!("item `{id}` needs a catalog, and the engine has none"),
             ));
         };
-        let Some((item_type, rank)) = catalog.find(id) else {
+        let Some(item) = view.find(id) else {
             return Err(Error::invalid(field, format!("unknown item `{id}`")));
         };
-        let index = catalog.index(item_type);
-        Ok(layout.span(item_type, &index.codes(index.sid_of(rank))))
+        Ok(layout.span(item.item_type(), &item.codes()))
     }
 
     /// The soft token of the part at `path`.

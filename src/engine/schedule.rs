@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use super::job::{Branch, Job, Phase, Search};
 use super::validate::Task;
+use crate::catalog::Alive;
 use crate::device::ops::{
-    Device, Plan, SearchSampling, SearchSpec, Segment, SegmentKind, SidStep, SoftRow, TextRow,
+    Delta, Device, Plan, SearchSampling, SearchSpec, Segment, SegmentKind, SidStep, SoftRow, TextRow,
 };
 use crate::error::Result;
 use crate::ids::{SearchId, TokenId};
@@ -250,13 +251,13 @@ impl Schedule {
         let job = &self.running[at];
         let (Task::Text(task), Some(answer)) = (&job.request.task, &job.text) else { return };
         let draw = job.answer_len();
-        let catalog = job.request.catalog.as_deref();
+        let view = job.request.view.as_deref();
         self.plan.text.push(TextRow {
             row,
             sampling: Arc::clone(&task.sampling),
             draw: draw as u64,
             counts: answer.counts(),
-            allow_open: task.spans.is_some() && catalog.is_some_and(|catalog| answer.may_open(catalog)),
+            allow_open: task.spans.is_some() && view.is_some_and(|view| answer.may_open(view)),
             banned: if draw < task.min_tokens { task.end.clone() } else { Vec::new() },
             top_logprobs: job.request.logprobs.unwrap_or(0),
             target: None,
@@ -395,16 +396,19 @@ fn scored(row: u32) -> TextRow {
 
 /// The searches that a job begins at its opener.
 fn search_specs(job: &Job) -> Vec<SearchSpec> {
-    let Some(catalog) = &job.request.catalog else { return Vec::new() };
+    let Some(view) = &job.request.view else { return Vec::new() };
+    let delta = |alive: &Alive| {
+        view.delta().map(|delta| Delta { catalog: delta.clone(), masks: alive.delta.clone() })
+    };
     match (&job.request.task, &job.text) {
         (Task::Items(task), _) => task
             .searches
             .iter()
             .enumerate()
             .map(|(which, search)| SearchSpec {
-                catalog: Arc::clone(catalog),
-                types: search.types.clone(),
-                delta: None,
+                catalog: Arc::clone(view.base()),
+                types: search.alive.types.clone(),
+                delta: delta(&search.alive),
                 widths: search.widths.clone(),
                 normalizer: task.normalizer,
                 groups: task.groups,
@@ -420,9 +424,9 @@ fn search_specs(job: &Job) -> Vec<SearchSpec> {
         (Task::Text(task), Some(answer)) => {
             let Some(spans) = &task.spans else { return Vec::new() };
             vec![SearchSpec {
-                catalog: Arc::clone(catalog),
-                types: answer.masks().to_vec(),
-                delta: None,
+                catalog: Arc::clone(view.base()),
+                types: answer.alive().types.clone(),
+                delta: delta(answer.alive()),
                 widths: vec![spans.width; job.depth()],
                 normalizer: spans.normalizer,
                 groups: 1,

@@ -1,13 +1,12 @@
 //! A text or mixed answer while it grows.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::answer::{AnswerItem, AnswerPart, TokenLogprob};
 use super::validate::{TextTask, ValidatedRequest};
-use crate::catalog::{Catalog, Mask};
-use crate::device::ops::{Sampling, TextOutcome, TokenCount};
-use crate::ids::{SidIndex, TokenId, TypeId};
+use crate::catalog::{Alive, View};
+use crate::device::ops::{Path, Sampling, TextOutcome, TokenCount};
+use crate::ids::TokenId;
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 
 /// The visible answer, and what later tokens depend on.
@@ -19,8 +18,8 @@ pub(super) struct TextAnswer {
     parts: Vec<AnswerPart>,
     /// One per token of the answer; `None` if the request did not ask.
     logprobs: Option<Vec<TokenLogprob>>,
-    /// What may still be named: the request's masks, without the SIDs named so far unless repeats are allowed.
-    masks: Vec<(TypeId, Arc<Mask>)>,
+    /// What may still be named: what the request allows, without the SIDs named so far unless repeats are allowed.
+    alive: Alive,
     /// Occurrences by token; only kept when a penalty is on.
     counts: Option<HashMap<TokenId, u32>>,
 }
@@ -40,7 +39,7 @@ impl TextAnswer {
             stops: !task.stop.is_empty(),
             parts: Vec::new(),
             logprobs: request.logprobs.map(|_| Vec::new()),
-            masks: task.spans.as_ref().map(|spans| spans.types.clone()).unwrap_or_default(),
+            alive: task.spans.as_ref().map(|spans| spans.alive.clone()).unwrap_or_default(),
             counts: penalizes(&task.sampling)
                 .then(|| request.tokens.iter().map(|&token| (token, 0)).collect()),
         }
@@ -111,23 +110,19 @@ impl TextAnswer {
         self.logprobs.as_mut().and_then(Vec::pop);
     }
 
-    /// Makes a SID dead for later spans.
-    pub fn forbid(&mut self, catalog: &Catalog, item_type: TypeId, sid: SidIndex) {
-        for (t, mask) in &mut self.masks {
-            if *t == item_type {
-                *mask = Arc::new(mask.excluding_sids(catalog.index(*t), &[sid]));
-            }
-        }
+    /// Makes a path's SID dead for later spans.
+    pub fn forbid(&mut self, view: &View, path: &Path) {
+        view.forbid(&mut self.alive, path.item_type, &path.codes);
     }
 
     /// What may still be named.
-    pub fn masks(&self) -> &[(TypeId, Arc<Mask>)] {
-        &self.masks
+    pub fn alive(&self) -> &Alive {
+        &self.alive
     }
 
     /// Whether any item may still be named.
-    pub fn may_open(&self, catalog: &Catalog) -> bool {
-        self.masks.iter().any(|(t, mask)| mask.alive(0..catalog.index(*t).sids() as u32))
+    pub fn may_open(&self, view: &View) -> bool {
+        view.any_alive(&self.alive)
     }
 
     /// Occurrences for penalties, by token; empty when none is on.

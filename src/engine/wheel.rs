@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::answer::{Answer, AnswerItem, ChoiceScore, Event, FinishReason, Usage};
 use super::channel::{EventSender, Pushed};
-use super::items_answer;
+use super::items_answer::Naming;
 use super::job::{Branch, Job, Phase};
 use super::schedule::{Owner, Schedule, close_searches};
 use super::text_answer::TextAnswer;
@@ -39,6 +39,14 @@ pub struct Counters {
     pub failed: AtomicU64,
     /// Times that a job gave way to another.
     pub preemptions: AtomicU64,
+    /// Items named.
+    pub items: AtomicU64,
+    /// Lists with fewer items than asked for, because no more were alive.
+    pub exhausted: AtomicU64,
+    /// Items that the search named and the gate refused; a bug of ours, always 0.
+    pub gate_violations: AtomicU64,
+    /// Items that were denied after the search had named them.
+    pub denied_in_flight: AtomicU64,
     /// Requests that wait now.
     pub waiting: AtomicU64,
     /// Requests that run now.
@@ -279,8 +287,10 @@ impl Wheel {
             close_searches(job, &mut *self.device);
             job.phase = Phase::Context;
             *end = match (&job.request.task, &self.layout) {
-                (Task::Items(task), _) => Some(Box::new(Ok(items(job, task, &paths)))),
-                (_, Some(layout)) => commit_span(job, layout, paths.into_iter().flatten().collect()),
+                (Task::Items(task), _) => Some(Box::new(Ok(items(job, task, &paths, &self.counters)))),
+                (_, Some(layout)) => {
+                    commit_span(job, layout, paths.into_iter().flatten().collect(), &self.counters)
+                }
                 _ => None,
             };
         }
@@ -352,16 +362,19 @@ fn end_text(job: &mut Job, ended: Ended) -> Option<End> {
 }
 
 /// Commits one of a span's finished paths; the answer, if it ended.
-fn commit_span(job: &mut Job, layout: &Layout, paths: Vec<Path>) -> Option<End> {
+fn commit_span(job: &mut Job, layout: &Layout, mut paths: Vec<Path>, counters: &Counters) -> Option<End> {
     let Task::Text(task) = &job.request.task else { return None };
-    let (spans, catalog) = (task.spans.as_ref()?, job.request.catalog.clone()?);
+    let (spans, view) = (task.spans.as_ref()?, job.request.view.clone()?);
     let text = job.text.as_mut()?;
     let used = job.tokens.len() - job.prompt_len;
-    let chosen = choose(&paths, task.sampling.temperature, task.sampling.seed, used as u64);
-    let named = chosen.and_then(|path| {
-        let (_, mask) = text.masks().iter().find(|(t, _)| *t == path.item_type)?;
-        Some((path, items_answer::best(&catalog, mask, path)?))
+    let naming = Naming { view: &view, gate: &job.request.gate, counters };
+    // What was taken down meanwhile does not compete: another item goes with the text just as well.
+    paths.retain(|path| {
+        view.items(text.alive(), path.item_type, path.sid, &path.codes)
+            .any(|item| !job.request.gate.deny.contains(item.id()))
     });
+    let chosen = choose(&paths, task.sampling.temperature, task.sampling.seed, used as u64);
+    let named = chosen.and_then(|path| Some((path, naming.best(text.alive(), path)?)));
     let budget = task.max_tokens - used;
     let Some((path, item)) = named.filter(|(path, _)| path.codes.len() < budget) else {
         // Either the budget ends inside the span, or a prompt that ends with an opener left nothing to name.
@@ -390,7 +403,7 @@ fn commit_span(job: &mut Job, layout: &Layout, paths: Vec<Path>) -> Option<End> 
     }
     job.tokens.extend(codes.iter().map(|(token, _)| token));
     if !spans.allow_repeats {
-        text.forbid(&catalog, path.item_type, path.sid);
+        text.forbid(&view, path);
     }
     text.add_item(item.clone(), &codes);
     job.events.push(Event::Item(item));
@@ -417,11 +430,13 @@ fn choose(paths: &[Path], temperature: f32, seed: u64, draw: u64) -> Option<&Pat
 }
 
 /// The ranked list of an `items` request.
-fn items(job: &Job, task: &ItemsTask, paths: &[Vec<Path>]) -> Answer {
+fn items(job: &Job, task: &ItemsTask, paths: &[Vec<Path>], counters: &Counters) -> Answer {
     let mut answer = answer(job, FinishReason::Stop);
     answer.score = Some(task.normalizer);
-    let Some(catalog) = &job.request.catalog else { return answer };
-    let ranked = items_answer::rank(catalog, task, paths, job.request.logprobs.is_some());
+    let Some(view) = &job.request.view else { return answer };
+    let naming = Naming { view, gate: &job.request.gate, counters };
+    let ranked = naming.rank(task, paths, job.request.logprobs.is_some());
+    counters.exhausted.fetch_add(u64::from(ranked.exhausted), Ordering::Relaxed);
     answer.exhausted = Some(ranked.exhausted);
     answer.exhausted_types = ranked.exhausted_types;
     answer.usage.completion_tokens = ranked.items.iter().map(|item: &AnswerItem| item.sid.len()).sum();
@@ -474,7 +489,7 @@ fn finish_choice(job: &mut Job) -> Option<Answer> {
 fn answer(job: &Job, finish_reason: FinishReason) -> Answer {
     Answer {
         id: job.request.id.clone(),
-        snapshot: job.request.catalog.as_ref().map(|catalog| catalog.snapshot().to_owned()),
+        snapshot: job.request.view.as_ref().map(|view| view.name().to_owned()),
         output: job.request.output,
         finish_reason,
         score: None,

@@ -322,7 +322,7 @@ fn events_of_a_mixed_answer_are_its_content() {
     let answer = answer.expect("the last event");
     assert_eq!(text, answer.text());
     assert!(items.len() > 3, "{} items", items.len());
-    let catalog = engine.catalog().expect("the demonstration has one");
+    let catalog = engine.view().expect("the demonstration has a catalog").base().clone();
     let mut named = std::collections::HashSet::new();
     for item in &items {
         let (item_type, rank) = catalog.find(&item.id).expect("a real item");

@@ -132,7 +132,7 @@ fn check_greedy(which: usize, answer: &Answer, case: &Case) -> bool {
 
 /// Every span of an answer is whole and an item's, and every item of its content is one of its spans.
 fn check_spans(answer: &Answer, engine: &Engine, layout: &Layout) -> usize {
-    let catalog = engine.catalog().unwrap();
+    let catalog = engine.view().unwrap().base().clone();
     let tokens = answer.token_ids.as_ref().unwrap();
     let mut named = answer.content.iter().flatten().filter_map(|part| match part {
         AnswerPart::Item { id, sid, .. } => Some((id, sid)),
@@ -303,7 +303,7 @@ fn the_engine_finds_the_beams_of_transformers() {
         let answer = stream.wait().unwrap();
         // Prompts end with the opener, which is not doubled.
         assert_eq!(answer.usage.prompt_tokens, case["prompt"].as_array().unwrap().len());
-        let catalog = engine.catalog().unwrap();
+        let catalog = engine.view().unwrap().base().clone();
         check_list(
             &format!("width {}", case["width"]),
             &answer,

@@ -13,6 +13,7 @@ mod grounded_small;
 #[cfg(any(feature = "cuda", feature = "emulated"))]
 mod kernels;
 mod kv;
+mod live;
 #[cfg(any(feature = "cuda", feature = "emulated"))]
 mod on_cuda;
 mod ops;

@@ -283,7 +283,7 @@ fn text_of_a_user_never_becomes_a_control_or_layout_token() {
     let around = json!([{"type": "text", "text": begin}, {"type": "item", "id": "film:3"}, {"type": "text", "text": end}]);
     let found = protected(&engine, &user(around));
     assert_eq!(found.len(), plain.len() + 4 + 2, "{found:?}");
-    let catalog = engine.catalog().unwrap();
+    let catalog = engine.view().unwrap().base().clone();
     let (item_type, rank) = catalog.find("film:3").unwrap();
     let codes = catalog.item(item_type, rank).codes();
     let spelled: Vec<String> = found[2..6].iter().filter_map(|&id| tokenizer.id_to_token(id)).collect();

@@ -1,11 +1,10 @@
 //! Checks of a ranked list: searches, widths, quotas, diversity, boosts.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::grounding::Grounding;
 use super::{Frontend, ItemsSearch, ItemsTask, Task, at_most, forbid, integer, real, seed};
-use crate::catalog::{Catalog, Predicate};
+use crate::catalog::{Predicate, View};
 use crate::engine::prompt::Room;
 use crate::engine::request::{Boost, OneOrMany, Request};
 use crate::error::{Error, Result};
@@ -15,7 +14,7 @@ impl Frontend {
     pub(super) fn items(
         &self,
         request: &Request,
-        catalog: Option<&Arc<Catalog>>,
+        view: Option<&View>,
         dropped: &mut BTreeMap<&'static str, usize>,
     ) -> Result<(Task, Room)> {
         let text_only = [
@@ -35,7 +34,7 @@ impl Frontend {
             ("allow_repeats", request.allow_repeats.is_some()),
         ];
         forbid(&text_only, "output items", "it acts on text")?;
-        let grounding = self.grounding(request, catalog, dropped)?;
+        let grounding = self.grounding(request, view, dropped)?;
         let diversity = request.diversity.clone().unwrap_or_default();
         let groups = integer("diversity.groups", diversity.groups, 1, 1..=self.limits.beam_width)?;
         let group_penalty = real("diversity.penalty", diversity.penalty, 0.0, 0.0..=1e6)?;
@@ -80,7 +79,7 @@ impl Frontend {
             max_per_prefix,
             sampling: if temperature > 0.0 { Some((temperature, seed(request))) } else { None },
             collisions: request.collisions.unwrap_or_default(),
-            boosts: self.boosts(request, grounding.catalog)?,
+            boosts: self.boosts(request, grounding.view)?,
             searches,
         };
         // The opener, the codes that become inputs, and one place to spare for a cache of whole blocks.
@@ -95,36 +94,35 @@ impl Frontend {
     ) -> Result<Vec<ItemsSearch>> {
         let widest = self.limits.beam_width.min(self.max_rows);
         let Some(quotas) = &request.quotas else {
-            let depth =
-                grounding.types.iter().map(|(t, _)| grounding.catalog.index(*t).levels()).max().unwrap_or(1);
+            let depth = grounding.levels(&grounding.alive);
             let (n, widths) = widths(request, depth, widest, groups)?;
-            return Ok(vec![ItemsSearch { n, widths, types: grounding.types.clone() }]);
+            return Ok(vec![ItemsSearch { n, widths, alive: grounding.alive.clone() }]);
         };
         forbid(&[("n", request.n.is_some())], "quotas", "each quota has its own n")?;
         if quotas.is_empty() {
             return Err(Error::invalid("quotas", "the list is empty; at least 1 quota is needed"));
         }
-        at_most("quotas", quotas.len(), grounding.types.len())?;
+        at_most("quotas", quotas.len(), grounding.alive.types.len())?;
         let mut searches: Vec<ItemsSearch> = Vec::with_capacity(quotas.len());
         let mut rows = 0;
         for (i, quota) in quotas.iter().enumerate() {
             let field = format!("quotas[{i}].type");
-            let wanted = grounding.catalog.type_id(&quota.item_type);
-            let Some(entry) = grounding.types.iter().find(|(t, _)| Some(*t) == wanted) else {
+            let wanted = grounding.view.type_id(&quota.item_type);
+            let Some(alive) = wanted.and_then(|t| grounding.alive.only(t)) else {
                 return Err(Error::invalid(
                     field,
                     format!("`{}` is not among the requested types", quota.item_type),
                 ));
             };
-            if searches.iter().any(|s| s.types[0].0 == entry.0) {
+            if searches.iter().any(|s| s.alive.types[0].0 == alive.types[0].0) {
                 return Err(Error::invalid(field, format!("`{}` has two quotas", quota.item_type)));
             }
             let n = integer(&format!("quotas[{i}].n"), Some(quota.n), 1, 1..=widest)?;
             let of_quota = Request { n: Some(n as i64), ..request.clone() };
-            let depth = grounding.catalog.index(entry.0).levels();
+            let depth = grounding.levels(&alive);
             let (n, widths) = widths(&of_quota, depth, widest, groups)?;
             rows += widths.iter().copied().max().unwrap_or(0) as usize;
-            searches.push(ItemsSearch { n, widths, types: vec![entry.clone()] });
+            searches.push(ItemsSearch { n, widths, alive });
         }
         if rows > widest {
             return Err(Error::invalid(
@@ -135,13 +133,13 @@ impl Frontend {
         Ok(searches)
     }
 
-    fn boosts(&self, request: &Request, catalog: &Catalog) -> Result<Vec<(Predicate, f32)>> {
+    fn boosts(&self, request: &Request, view: &View) -> Result<Vec<(Predicate, f32)>> {
         let boosts = request.boosts.as_deref().unwrap_or_default();
         at_most("boosts", boosts.len(), self.limits.list)?;
         let parse = |(i, boost): (usize, &Boost)| {
             let weight = real(&format!("boosts[{i}].weight"), Some(boost.weight), 0.0, -1e6..=1e6)?;
             let predicate = Predicate::parse(&boost.condition)
-                .and_then(|predicate| predicate.check(catalog).map(|()| predicate))
+                .and_then(|predicate| view.check_predicate(&predicate).map(|()| predicate))
                 .map_err(|message| Error::invalid(format!("boosts[{i}]"), message))?;
             Ok((predicate, weight))
         };

@@ -12,12 +12,13 @@ use std::hash::{BuildHasher, Hasher};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use super::gate::Gate;
 use super::prompt::Room;
 use super::request::{Collisions, Output, Request};
-use crate::catalog::{Catalog, Layout, Mask, Predicate};
+use crate::catalog::{Alive, Layout, LiveCatalog, Predicate, View};
 use crate::device::ops::{Normalizer, Sampling};
 use crate::error::{Error, Result};
-use crate::ids::{TokenId, TypeId};
+use crate::ids::TokenId;
 use crate::kv::BLOCK_TOKENS;
 use crate::model::Adapter;
 use crate::text::Tokenizer;
@@ -71,7 +72,8 @@ pub struct ValidatedRequest {
     pub(super) output: Output,
     pub(super) tokens: Vec<TokenId>,
     pub(super) soft: Vec<(usize, Arc<[f32]>)>,
-    pub(super) catalog: Option<Arc<Catalog>>,
+    pub(super) view: Option<Arc<View>>,
+    pub(super) gate: Gate,
     pub(super) task: Task,
     pub(super) logprobs: Option<u32>,
     pub(super) return_token_ids: bool,
@@ -110,7 +112,7 @@ pub(super) struct ItemsTask {
 pub(super) struct ItemsSearch {
     pub n: usize,
     pub widths: Vec<u32>,
-    pub types: Vec<(TypeId, Arc<Mask>)>,
+    pub alive: Alive,
 }
 
 /// Generated text, with items if `spans` says so.
@@ -126,7 +128,7 @@ pub(super) struct TextTask {
 
 /// Items inside text.
 pub(super) struct SpanTask {
-    pub types: Vec<(TypeId, Arc<Mask>)>,
+    pub alive: Alive,
     pub normalizer: Normalizer,
     pub width: u32,
     pub allow_repeats: bool,
@@ -180,7 +182,8 @@ fn forbid(given: &[(&str, bool)], output: &str, why: &str) -> Result<()> {
 
 impl Frontend {
     /// Checks a request against the model, the catalog and the limits.
-    pub fn validate(&self, request: &Request, catalog: Option<Arc<Catalog>>) -> Result<ValidatedRequest> {
+    pub fn validate(&self, request: &Request, live: Option<&LiveCatalog>) -> Result<ValidatedRequest> {
+        let view = live.map(LiveCatalog::view);
         let output = request.output.unwrap_or_default();
         if request.filter.is_some() {
             return Err(Error::invalid(
@@ -194,12 +197,12 @@ impl Frontend {
         };
         let mut dropped = BTreeMap::new();
         let (task, room) = match (output, &request.choice) {
-            (Output::Items, _) => self.items(request, catalog.as_ref(), &mut dropped)?,
+            (Output::Items, _) => self.items(request, view.as_deref(), &mut dropped)?,
             (Output::Text, Some(choice)) => self.choice(request, choice)?,
             (Output::Mixed, Some(_)) => return Err(Error::invalid("choice", "needs output text, not mixed")),
-            (Output::Text | Output::Mixed, None) => self.text(request, catalog.as_ref(), &mut dropped)?,
+            (Output::Text | Output::Mixed, None) => self.text(request, view.as_deref(), &mut dropped)?,
         };
-        let prompt = self.prompt(request, catalog.as_deref(), &room)?;
+        let prompt = self.prompt(request, view.as_deref(), &room)?;
         for (name, count) in [
             ("unknown_items", prompt.unknown),
             ("history_items", prompt.dropped),
@@ -226,7 +229,8 @@ impl Frontend {
             output,
             tokens,
             soft: prompt.soft,
-            catalog,
+            gate: Gate { deny: live.map(|live| live.deny_list().clone()).unwrap_or_default() },
+            view,
             task,
             logprobs,
             return_token_ids: request.return_token_ids.unwrap_or(false),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::items::private_blocks;
 use super::{ChoiceTask, Frontend, SpanTask, Task, TextTask, at_most, forbid, integer, real, seed};
-use crate::catalog::Catalog;
+use crate::catalog::View;
 use crate::device::ops::Sampling;
 use crate::engine::prompt::Room;
 use crate::engine::request::{OneOrMany, Output, Request};
@@ -29,7 +29,7 @@ impl Frontend {
     pub(super) fn text(
         &self,
         request: &Request,
-        catalog: Option<&Arc<Catalog>>,
+        view: Option<&View>,
         dropped: &mut BTreeMap<&'static str, usize>,
     ) -> Result<(Task, Room)> {
         let output = request.output.unwrap_or_default();
@@ -38,15 +38,14 @@ impl Frontend {
             integer("span_beam", request.span_beam, 8, 1..=self.limits.beam_width.min(self.max_rows))? as u32;
         let mut private = 0;
         let spans = if output == Output::Mixed {
-            let grounding = self.grounding(request, catalog, dropped)?;
+            let grounding = self.grounding(request, view, dropped)?;
             if self.layout.as_ref().is_none_or(|layout| layout.open.is_none() || layout.close.is_none()) {
                 return Err(Error::invalid(
                     "output",
                     "mixed needs a layout with opener and closer, and this one has none",
                 ));
             }
-            let depth =
-                grounding.types.iter().map(|(t, _)| grounding.catalog.index(*t).levels()).max().unwrap_or(1);
+            let depth = grounding.levels(&grounding.alive);
             private = private_blocks(&[width], depth);
             // Codes and closer of a finished span are fed in one step, with the token before them.
             if depth + 2 > self.max_rows {
@@ -56,7 +55,7 @@ impl Frontend {
                 return Err(Error::invalid("output", message));
             }
             Some(SpanTask {
-                types: grounding.types,
+                alive: grounding.alive,
                 normalizer: request.score.unwrap_or_default(),
                 width,
                 allow_repeats: request.allow_repeats.unwrap_or(false),
@@ -64,8 +63,8 @@ impl Frontend {
         } else {
             // Text alone names no item, but a misspelt type is one all the same.
             let given = [request.item_types.is_some(), request.allow.is_some(), request.exclude.is_some()];
-            if catalog.is_some() && given.contains(&true) {
-                self.grounding(request, catalog, &mut BTreeMap::new())?;
+            if view.is_some() && given.contains(&true) {
+                self.grounding(request, view, &mut BTreeMap::new())?;
             }
             None
         };

@@ -243,7 +243,7 @@ fn finish(stream: EventStream, request: &Value, patient: bool, catalog: &Catalog
 #[test]
 fn ten_thousand_random_requests_do_no_harm() {
     let engine = engine();
-    let catalog = engine.catalog().unwrap().clone();
+    let catalog = engine.view().unwrap().base().clone();
     let before = controls(&engine);
     let Err(Error::Invalid { message, .. }) = Request::from_json(r#"{"bogus":1}"#) else {
         panic!("accepted")

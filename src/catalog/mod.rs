@@ -2,23 +2,30 @@
 
 mod array;
 mod bitmap;
+mod builder;
 mod columns;
 mod detect;
+mod id_table;
 mod index;
+mod intern;
 mod items;
 mod layout;
 mod live;
 mod mask;
 mod order;
 mod predicate;
+mod snapshot;
 mod source;
+mod strings;
 pub mod synthetic;
 mod view;
 
 pub use array::Array;
 pub use bitmap::Bitmap;
+pub use builder::CatalogBuilder;
+pub use columns::{Column, ColumnValues, Labels};
 pub use index::{Child, Children, Entries, MAX_CODES, MAX_LEVELS, Node, TypeIndex};
-pub use items::{Catalog, CatalogBuilder, Item, ItemRecord};
+pub use items::{Catalog, Item, ItemRecord};
 pub use layout::{Layout, LayoutSpec, LevelTokens, Place, TypeLayout, TypeSpec};
 pub use live::{Change, DenyList, LiveCatalog, LiveLimits, LiveStats};
 #[cfg(any(feature = "cuda", feature = "emulated"))]
@@ -26,4 +33,5 @@ pub(crate) use mask::MaskBase;
 pub use mask::{Mask, MaskCursor};
 pub use predicate::Predicate;
 pub use source::{OnError, Progress, Report, read_jsonl, read_jsonl_report};
+pub use strings::{Ends, Strings};
 pub use view::{Alive, Found, View};

@@ -4,7 +4,9 @@
 //! two candidates at a cut lie within 1e-5 of each other float32 may choose either, and only such cases are exempt from equality; with
 //! small integers for log-probabilities every sum is exact, nothing is exempt, and ties are compared as well.
 
+pub mod beside;
 mod draws;
+mod many;
 pub mod oracle;
 mod text;
 
@@ -22,7 +24,7 @@ fn check_paths(case: &Case, paths: &[Path]) {
     for path in paths {
         let place = case.spec.types.iter().position(|t| t.0 == path.item_type).unwrap();
         assert!(case.alive[place].contains(&path.codes), "{path:?} is not alive");
-        assert_eq!(case.spec.catalog.index(path.item_type).find(&path.codes), Some(path.sid));
+        assert_eq!(case.identity(place, &path.codes), Some(path.sid.0), "{path:?}");
         assert!(seen.insert((path.item_type, path.sid)), "{path:?} twice");
         assert_eq!(path.levels.len(), path.codes.len());
         let sum = path.levels.iter().fold(0.0f32, |sum, level| sum + level);

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sidereal::catalog::{Catalog, CatalogBuilder, ItemRecord, Mask, TypeSpec};
+use sidereal::catalog::{Bitmap, Catalog, CatalogBuilder, ItemRecord, Mask, TypeSpec};
 use sidereal::device::cpu::sid::{Search, StepLogits};
-use sidereal::device::ops::{Normalizer, Path, SearchSpec};
+use sidereal::device::ops::{Delta, Normalizer, Path, SearchSpec};
 use sidereal::ids::{Rank, SidIndex, TypeId};
 
 /// Scores closer than this may swap.
@@ -71,7 +71,7 @@ impl Model {
         }
     }
 
-    fn exact(self) -> bool {
+    pub fn exact(self) -> bool {
         matches!(self, Model::Integer(_) | Model::Flat)
     }
 
@@ -95,7 +95,12 @@ pub fn log_sum(values: impl Iterator<Item = f64>) -> f64 {
 pub struct Types {
     pub catalog: Arc<Catalog>,
     pub levels: Vec<Vec<usize>>,
+    /// Per type, the distinct SIDs in order.
+    pub sids: Vec<Arc<Vec<Vec<u16>>>>,
 }
+
+/// SIDs with their types; they may repeat.
+pub type Sids = Vec<(usize, Vec<u16>)>;
 
 /// A catalog of these SIDs (type, codes); SIDs may repeat.
 pub fn catalog(levels: &[Vec<usize>], sids: &[(usize, Vec<u16>)]) -> Types {
@@ -110,18 +115,27 @@ pub fn catalog(levels: &[Vec<usize>], sids: &[(usize, Vec<u16>)]) -> Types {
         let (id, item_type) = (format!("i{at}"), format!("t{item_type}"));
         builder.push(ItemRecord { id, item_type, sid: sid.clone(), ..ItemRecord::default() }).unwrap();
     }
-    Types { catalog: Arc::new(builder.build().unwrap()), levels: levels.to_vec() }
+    let of_type = |t: usize| sids.iter().filter(move |sid| sid.0 == t).map(|sid| sid.1.clone());
+    let ordered = |t: usize| Arc::new(BTreeSet::from_iter(of_type(t)).into_iter().collect());
+    let distinct = (0..levels.len()).map(ordered).collect();
+    Types { catalog: Arc::new(builder.build().unwrap()), levels: levels.to_vec(), sids: distinct }
 }
 
 /// Up to three types of one to five levels, small and middling codebooks, uniform or skewed, with collisions.
 pub fn random_catalog(dice: &mut Dice) -> Types {
+    let items = if dice.once_in(12) { 3000 } else { 1 + dice.below(150) };
+    let (levels, sids) = random_sids(dice, items);
+    catalog(&levels, &sids)
+}
+
+/// The codebooks and SIDs of a random catalog.
+pub fn random_sids(dice: &mut Dice, items: usize) -> (Vec<Vec<usize>>, Sids) {
     let codebook = |dice: &mut Dice| {
         let spread = if dice.once_in(3) { 39 } else { 7 };
         2 + dice.below(spread)
     };
     let levels: Vec<Vec<usize>> =
         (0..1 + dice.below(3)).map(|_| (0..1 + dice.below(5)).map(|_| codebook(dice)).collect()).collect();
-    let items = if dice.once_in(12) { 3000 } else { 1 + dice.below(150) };
     let skew = 1 + dice.below(3) as i32;
     let sids: Vec<_> = (0..items)
         .map(|_| {
@@ -131,7 +145,39 @@ pub fn random_catalog(dice: &mut Dice) -> Types {
             (item_type, codes.collect())
         })
         .collect();
-    catalog(&levels, &sids)
+    (levels, sids)
+}
+
+/// A random catalog and a delta beside it: items go to either or to both, one type or one end of the first codes to one of them alone.
+pub fn random_pair(dice: &mut Dice, items: usize) -> (Types, Types) {
+    let (levels, sids) = random_sids(dice, items);
+    let (one, other) = ([2, 4, 30][dice.below(3)], 1 + dice.below(6));
+    let alone = dice.below(2 * levels.len());
+    let cut = if dice.once_in(3) { dice.below(5) as u16 } else { u16::MAX };
+    let to_delta = dice.once_in(2);
+    let (mut base, mut delta) = (Sids::new(), Sids::new());
+    for (t, codes) in sids {
+        let whole = t == alone || codes[0] >= cut;
+        let in_delta = if whole { to_delta } else { dice.once_in(one) };
+        let in_both = !whole && dice.once_in(other);
+        if in_delta || in_both {
+            delta.push((t, codes.clone()));
+        }
+        if !in_delta || in_both {
+            base.push((t, codes));
+        }
+    }
+    // Neighbours of what the snapshot has: the same codes up to some level.
+    for _ in 0..dice.below(8) {
+        let Some((t, mut codes)) = (!base.is_empty()).then(|| base[dice.below(base.len())].clone()) else {
+            break;
+        };
+        for level in dice.below(codes.len() + 1)..codes.len() {
+            codes[level] = dice.below(levels[t][level]) as u16;
+        }
+        delta.push((t, codes));
+    }
+    (catalog(&levels, &base), catalog(&levels, &delta))
 }
 
 /// A mask, and the same as a set of tuples.
@@ -143,9 +189,14 @@ fn random_mask(types: &Types, t: TypeId, dice: &mut Dice) -> (Mask, BTreeSet<Vec
         (0..index.items() as u32).filter(|_| dice.once_in(n)).collect()
     };
     let ranks = |set: &BTreeSet<u32>| set.iter().map(|&rank| Rank(rank)).collect::<Vec<_>>();
-    if dice.once_in(3) {
+    if dice.once_in(4) {
+        let kept = some(dice, 2);
+        mask = Mask::from_bitmap(index, Bitmap::from_fn(index.items(), |rank| kept.contains(&(rank as u32))));
+        alive.retain(|rank| kept.contains(rank));
+    }
+    if dice.once_in(4) {
         let kept = some(dice, 3);
-        mask = Mask::allow(index, &ranks(&kept));
+        mask = mask.restricted_to(index, &ranks(&kept));
         alive.retain(|rank| kept.contains(rank));
     }
     if dice.once_in(3) {
@@ -169,6 +220,8 @@ pub struct Case {
     /// Per requested type.
     pub alive: Vec<BTreeSet<Vec<u16>>>,
     pub codebooks: Vec<Vec<usize>>,
+    /// Per requested type, the SIDs of the snapshot and of the delta, each in order.
+    pub sids: Vec<[Arc<Vec<Vec<u16>>>; 2]>,
 }
 
 /// A random case over a catalog: some of its types, masks, widths and a normaliser.
@@ -193,7 +246,22 @@ pub fn random_case(types: &Types, model: Model, dice: &mut Dice) -> Case {
     let mut spec = plain(types, widths);
     spec.types = requested.iter().zip(&masks).map(|(&t, (mask, _))| (t, Arc::new(mask.clone()))).collect();
     spec.normalizer = normalizer;
-    Case { spec, model, alive: masks.into_iter().map(|m| m.1).collect(), codebooks }
+    let sids = requested.iter().map(|t| [types.sids[t.index()].clone(), Arc::default()]).collect();
+    Case { spec, model, alive: masks.into_iter().map(|m| m.1).collect(), codebooks, sids }
+}
+
+/// A random case over a catalog and a delta: what is alive in either is alive.
+pub fn random_case_beside(types: &Types, delta: &Types, model: Model, dice: &mut Dice) -> Case {
+    let mut case = random_case(types, model, dice);
+    let mut masks = Vec::new();
+    for (place, (t, _)) in case.spec.types.iter().enumerate() {
+        let (mask, alive) = random_mask(delta, *t, dice);
+        masks.push(Arc::new(mask));
+        case.alive[place].extend(alive);
+        case.sids[place][1] = delta.sids[t.index()].clone();
+    }
+    case.spec.delta = Some(Delta { catalog: delta.catalog.clone(), masks });
+    case
 }
 
 /// A search over all of a catalog.
@@ -258,7 +326,7 @@ pub struct Found {
     pub codes: Vec<u16>,
     pub score: f64,
     /// What decided its choice at the last level at which it competed.
-    selected: f64,
+    pub selected: f64,
 }
 
 /// What the oracle finds: a list per group.
@@ -269,9 +337,19 @@ pub struct Answer {
 }
 
 impl Case {
+    /// What identifies a prefix: its first SID in the snapshot's order, else in the delta's, numbered behind the snapshot's.
+    pub fn identity(&self, place: usize, prefix: &[u16]) -> Option<u32> {
+        let [base, delta] = &self.sids[place];
+        let first = |sids: &[Vec<u16>]| {
+            let at = sids.partition_point(|sid| &sid[..] < prefix);
+            sids.get(at).is_some_and(|sid| sid.starts_with(prefix)).then_some(at)
+        };
+        first(base).or_else(|| first(delta).map(|at| base.len() + at)).map(|at| at as u32)
+    }
+
     /// The log-probability of each alive continuation of a prefix (`None`: of nothing, over all requested types), with
     /// its type, in the order of ties.
-    fn continuations(&self, from: Option<&Found>) -> Vec<(usize, u16, f64)> {
+    pub fn continuations(&self, from: Option<&Found>) -> Vec<(usize, u16, f64)> {
         let empty = Vec::new();
         let prefix = from.map_or(&empty, |f| &f.codes);
         let places = from.map_or(0..self.codebooks.len(), |f| f.place..f.place + 1);

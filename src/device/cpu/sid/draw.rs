@@ -5,12 +5,11 @@
 //! replacement. Children draw `G` from fresh noise on the condition that the largest of them equals the parent's:
 //! with `Z` the largest, `G' = -ln(exp(-G_parent) - exp(-Z) + exp(-G))`, in the form that neither overflows nor cancels.
 //!
-//! The noise of a child is a function of seed, draw, group, type, level and the first SID below it. What else is in the
-//! batch, in the beam or in the list does not enter.
+//! The noise of a child is a function of seed, draw, group, type, level and the first SID below it (the snapshot's if the snapshot has
+//! the child, alive or not). What else is in the batch, in the beam or in the list does not enter.
 
 use super::pool::{Candidate, Pool};
-use super::scan::{Nan, Parent, add};
-use crate::catalog::{Entries, TypeIndex};
+use super::scan::{self, Nan, Parent, add};
 use crate::device::cpu::logsum::{log_probability, log_sum_exp};
 use crate::device::random::Noise;
 
@@ -66,21 +65,27 @@ impl Children {
     /// Appends the children of `parent` that are alive for the request.
     pub fn gather(&mut self, parent: &Parent<'_>) -> Result<(), Nan> {
         self.begins.push(self.values.len());
-        let explicit = is_explicit(parent.index, parent.level);
-        let mut entry = parent.node.first;
         let mut nan = false;
-        parent.index.for_each_child(parent.level, parent.node, |child| {
-            let at = if explicit { entry } else { child.node.first };
-            entry += 1;
-            if parent.rules.alive(&child.sids) {
-                let value = parent.logits[child.code as usize];
-                nan |= value.is_nan();
-                self.values.push(value);
-                self.codes.push(child.code);
-                self.entries.push(at);
-                self.first_sids.push(child.sids.start);
-            }
-        });
+        let mut add = |code: u16, entry: u32, first_sid: u32| {
+            let value = parent.logits[code as usize];
+            nan |= value.is_nan();
+            self.values.push(value);
+            self.codes.push(code);
+            self.entries.push(entry);
+            self.first_sids.push(first_sid);
+        };
+        match &parent.beside {
+            None => scan::for_each_child(parent, |child, entry| {
+                if parent.rules.alive(&child.sids) {
+                    add(child.code, entry, child.sids.start);
+                }
+            }),
+            Some(beside) => beside.for_each_child(parent, |child| {
+                if child.alive {
+                    add(child.code, child.entry, child.first_sid);
+                }
+            }),
+        }
         if nan { Err(Nan) } else { Ok(()) }
     }
 
@@ -177,10 +182,6 @@ impl Children {
     fn range(&self, parent: usize) -> std::ops::Range<usize> {
         self.begins[parent]..self.begins.get(parent + 1).copied().unwrap_or(self.values.len())
     }
-}
-
-fn is_explicit(index: &TypeIndex, level: usize) -> bool {
-    matches!(index.entries(level), Entries::Explicit { .. })
 }
 
 /// The perturbed score `own` on the condition that the largest, `largest`, was `parent`'s; minus infinity stays.

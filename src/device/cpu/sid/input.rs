@@ -1,5 +1,7 @@
 //! What a search is given: its specification, checked once, and the logits of each step.
 
+use super::beside::BESIDE;
+use crate::catalog::TypeIndex;
 #[cfg(doc)]
 use crate::device::ops::Normalizer;
 use crate::device::ops::SearchSpec;
@@ -54,9 +56,7 @@ pub(crate) fn check(spec: &SearchSpec) -> Result<usize> {
     if let Some((item_type, _)) = spec.types.iter().find(|t| t.0.index() >= known) {
         return Err(Error::invalid("item_types", format!("type {item_type}, but the catalog has {known}")));
     }
-    if spec.delta.is_some() {
-        return Err(Error::Unsupported("a search beside a delta".to_owned()));
-    }
+    check_delta(spec)?;
     let depth = spec.types.iter().map(|t| spec.catalog.index(t.0).levels()).max().unwrap_or(0);
     if spec.widths.len() != depth {
         let message = format!("{} widths for {depth} levels", spec.widths.len());
@@ -82,4 +82,35 @@ pub(crate) fn check(spec: &SearchSpec) -> Result<usize> {
         return Err(Error::invalid("temperature", message));
     }
     Ok(depth)
+}
+
+/// Checks that a delta has a mask per requested type, the snapshot's codebooks, and SIDs that can be numbered behind the snapshot's.
+fn check_delta(spec: &SearchSpec) -> Result<()> {
+    let Some(delta) = &spec.delta else { return Ok(()) };
+    if delta.masks.len() != spec.types.len() {
+        let message = format!("{} masks for {} item types", delta.masks.len(), spec.types.len());
+        return Err(Error::invalid("delta", message));
+    }
+    let types = delta.catalog.types().len();
+    for (item_type, _) in &spec.types {
+        if item_type.index() >= types {
+            return Err(Error::invalid("delta", format!("type {item_type}, but the delta has {types}")));
+        }
+        let (base, beside) = (spec.catalog.index(*item_type), delta.catalog.index(*item_type));
+        let codebooks =
+            |index: &TypeIndex| (0..index.levels()).map(|l| index.codebook(l)).collect::<Vec<_>>();
+        let (expected, found) = (codebooks(base), codebooks(beside));
+        if found != expected {
+            let message =
+                format!("type {item_type} has codebooks {found:?}, but {expected:?} in the catalog");
+            return Err(Error::invalid("delta", message));
+        }
+        let sids = base.sids() as u64 + beside.sids() as u64;
+        if sids >= u64::from(BESIDE) {
+            let message =
+                format!("type {item_type} has {sids} SIDs with the catalog's, at most {}", BESIDE - 1);
+            return Err(Error::invalid("delta", message));
+        }
+    }
+    Ok(())
 }

@@ -15,24 +15,28 @@
 //!   at which it could be finished; a path all of whose SIDs are gone that way ends without a continuation.
 //! - **`max_per_prefix`** counts over all groups: a later group finds the places taken by earlier ones gone.
 //! - **Draws** of different groups use different noise. A penalty then lowers the perturbed score.
+//! - **A delta** is a second trie; a node is a pair and its children are the union by code, as if the two were one (see [`beside`]).
 //! - When no path is live, the levels that remain only cut the list to their widths; they are run at once.
 
+mod beside;
 mod draw;
 mod input;
 mod pool;
 mod scan;
+mod step;
 
 use std::cmp::Ordering;
 
+use self::beside::BESIDE;
 use self::draw::{Children, Drawn};
 pub(crate) use self::input::check;
 pub use self::input::{CodeColumns, MAX_WIDTH, StepLogits};
 use self::pool::{Candidate, Pool, STAYS};
-use self::scan::{Class, Nan, Parent, Rules};
+use self::scan::{Nan, Parent};
+use self::step::Step;
 use super::logsum::{log_probability, log_sum_exp};
-use crate::catalog::{Entries, Layout, Mask, Node, TypeIndex};
+use crate::catalog::{Entries, Layout, Node};
 use crate::device::ops::{Normalizer, Path, SearchSpec, SidOutcome};
-use crate::device::random::{Noise, search_domain};
 use crate::error::{Error, Result};
 use crate::ids::{SidIndex, TokenId, TypeId};
 
@@ -62,6 +66,8 @@ struct Entry {
     class: u32,
     /// Where it stands; the SID of a finished path.
     node: Node,
+    /// Where it stands in the delta.
+    beside: Node,
     score: f32,
     drawn: Drawn,
 }
@@ -104,77 +110,13 @@ pub struct Search {
     children: Children,
 }
 
-/// What a step looks at and does not change.
-#[derive(Clone, Copy)]
-struct Step<'a> {
-    spec: &'a SearchSpec,
-    classes: &'a [u32],
-    rivals: &'a Rivals,
-    logits: StepLogits<'a>,
-    level: usize,
-    group: usize,
-}
-
-impl<'a> Step<'a> {
-    fn trie(&self, place: usize) -> &'a TypeIndex {
-        self.spec.catalog.index(self.spec.types[place].0)
-    }
-
-    fn rules(&self, place: usize) -> Rules<'a> {
-        let mask: &Mask = &self.spec.types[place].1;
-        let uses = self.rivals.uses.get(place).filter(|_| self.group > 0);
-        Rules {
-            mask: (!mask.is_all()).then_some(mask),
-            taken: &self.rivals.taken[place],
-            uses: uses.map(|uses| (&uses[..], self.spec.group_penalty)),
-        }
-    }
-
-    /// The root of a requested type.
-    fn root(&self, place: usize, norm: f32) -> Parent<'a> {
-        let index = self.trie(place);
-        Parent {
-            index,
-            level: 0,
-            node: index.root(),
-            logits: self.logits.slice(place, index.codebook(0)),
-            score: 0.0,
-            norm,
-            place,
-            class: Class::First(self.classes[place]),
-            rules: self.rules(place),
-        }
-    }
-
-    /// A live path at a place of its list.
-    fn live(&self, at: usize, entry: &Entry, norm: f32) -> Parent<'a> {
-        let place = entry.place as usize;
-        let index = self.trie(place);
-        Parent {
-            index,
-            level: self.level,
-            node: entry.node,
-            logits: self.logits.slice(entry.row as usize, index.codebook(self.level)),
-            score: entry.score,
-            norm,
-            place: at,
-            class: Class::Parent(entry.class),
-            rules: self.rules(place),
-        }
-    }
-
-    fn noise(&self, place: usize) -> Noise {
-        let (seed, draw) = self.spec.sampling.map_or((0, 0), |s| (s.seed, s.draw));
-        Noise::new(seed, draw, search_domain(self.spec.types[place].0.0, self.level, self.group))
-    }
-}
-
 impl Search {
     /// A search before its first level; all memory it will need is allocated here.
     ///
     /// # Errors
     /// If no type is requested or the types are not in type order, there is not one width per level of the deepest type, a width is
-    /// not from 1 to [`MAX_WIDTH`] or not divided by the groups, or penalty, cap or temperature make no sense.
+    /// not from 1 to [`MAX_WIDTH`] or not divided by the groups, a delta does not fit the catalog, or penalty, cap or temperature
+    /// make no sense.
     pub fn new(spec: SearchSpec) -> Result<Search> {
         let depth = check(&spec)?;
         let index = |place: usize| spec.catalog.index(spec.types[place].0);
@@ -426,7 +368,8 @@ impl Search {
         for entry in self.lists.iter().flatten().filter(|entry| entry.row != NO_ROW) {
             let index = self.spec.catalog.index(self.spec.types[entry.place as usize].0);
             let (Entries::Explicit { codes, .. } | Entries::Column { codes }) = index.entries(self.level);
-            sum ^= codes[entry.node.first as usize];
+            // A path that only the delta has stands nowhere here.
+            sum ^= codes.get(entry.node.first as usize).copied().unwrap_or(0);
         }
         std::hint::black_box(sum);
     }
@@ -565,12 +508,23 @@ impl Search {
 
 /// The path that a candidate leads to; score, place and row are the caller's to fill in.
 fn follow(parent: &Parent<'_>, candidate: &Candidate, link: u32) -> Entry {
+    let Parent { index, level, .. } = *parent;
+    let beside = parent.beside.map_or(Node::default(), |beside| beside.child(level, candidate.code));
+    let node = match (candidate.entry, parent.beside) {
+        // A whole SID that only the delta has is numbered behind the snapshot's.
+        (BESIDE, Some(delta)) if level + 1 == index.levels() => {
+            Node { first: delta.offset + beside.first, end: delta.offset + beside.end }
+        }
+        (BESIDE, _) => Node::default(),
+        (entry, _) => scan::child(index, level, parent.node, entry),
+    };
     Entry {
         link,
         row: NO_ROW,
         place: 0,
         class: candidate.class,
-        node: scan::child(parent.index, parent.level, parent.node, candidate.entry),
+        node,
+        beside,
         score: 0.0,
         drawn: Drawn::ROOT,
     }

@@ -9,8 +9,9 @@
 
 use std::ops::Range;
 
+use super::beside::Beside;
 use super::pool::{Candidate, Pool};
-use crate::catalog::{Entries, Mask, Node, TypeIndex};
+use crate::catalog::{Child, Entries, Mask, Node, TypeIndex};
 use crate::device::cpu::logsum::log_probability;
 
 /// A logit that was needed is NaN.
@@ -42,6 +43,8 @@ pub(super) struct Parent<'a> {
     pub index: &'a TypeIndex,
     pub level: usize,
     pub node: Node,
+    /// What a delta has of it.
+    pub beside: Option<Beside<'a>>,
     /// `[codebook]`.
     pub logits: &'a [f32],
     pub score: f32,
@@ -106,7 +109,8 @@ pub(super) fn child(index: &TypeIndex, level: usize, node: Node, entry: u32) -> 
     }
 }
 
-fn sids(parent: &Parent<'_>, entry: u32) -> Range<u32> {
+/// The SIDs below the child at an entry.
+pub(super) fn sids(parent: &Parent<'_>, entry: u32) -> Range<u32> {
     let at = entry as usize;
     match parent.index.entries(parent.level) {
         Entries::Explicit { start, .. } => start[at]..start[at + 1],
@@ -117,9 +121,37 @@ fn sids(parent: &Parent<'_>, entry: u32) -> Range<u32> {
     }
 }
 
+/// One past the entries of the child at an entry.
+pub(super) fn entry_end(parent: &Parent<'_>, entry: u32) -> u32 {
+    match parent.index.entries(parent.level) {
+        Entries::Explicit { .. } => entry + 1,
+        Entries::Column { .. } => child(parent.index, parent.level, parent.node, entry).end,
+    }
+}
+
+/// Calls `visit` for the snapshot's children of a node, by ascending code, with their entries.
+#[inline]
+pub(super) fn for_each_child(parent: &Parent<'_>, mut visit: impl FnMut(Child, u32)) {
+    let explicit = matches!(parent.index.entries(parent.level), Entries::Explicit { .. });
+    let mut entry = parent.node.first;
+    parent.index.for_each_child(parent.level, parent.node, |child| {
+        let at = if explicit { entry } else { child.node.first };
+        entry += 1;
+        visit(child, at);
+    });
+}
+
 /// Offers every child of a node to the pool; liveness is asked of those that pass the threshold.
 pub(super) fn scan(parent: &Parent<'_>, pool: &mut Pool) -> Result<(), Nan> {
-    let (first, end) = (parent.node.first as usize, parent.node.end as usize);
+    match &parent.beside {
+        None => segment(parent, parent.node.first as usize..parent.node.end as usize, pool),
+        Some(beside) => beside.scan(parent, pool),
+    }
+}
+
+/// Offers the snapshot's children at some entries of a node; the first begins a child, and none goes on behind the last.
+pub(super) fn segment(parent: &Parent<'_>, entries: Range<usize>, pool: &mut Pool) -> Result<(), Nan> {
+    let (first, end) = (entries.start, entries.end);
     let (codes, dense) = match parent.index.entries(parent.level) {
         Entries::Explicit { codes, .. } => (codes, true),
         Entries::Column { codes } => (codes, parent.level + 1 == parent.index.levels()),
@@ -143,7 +175,7 @@ pub(super) fn scan(parent: &Parent<'_>, pool: &mut Pool) -> Result<(), Nan> {
 /// Whether a score may enter: it beats the threshold, or one of the two is NaN and must be looked at.
 #[inline(always)]
 #[allow(clippy::neg_cmp_op_on_partial_ord)]
-fn passes(score: f32, threshold: f32) -> bool {
+pub(super) fn passes(score: f32, threshold: f32) -> bool {
     !(score <= threshold)
 }
 
@@ -355,6 +387,7 @@ mod tests {
                     index: &index,
                     level: 1,
                     node: child.node,
+                    beside: None,
                     logits: &logits,
                     score: -1.5,
                     norm: 0.25,

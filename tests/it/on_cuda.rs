@@ -169,6 +169,26 @@ fn the_steps_of_a_list_are_not_waited_for_and_repeated_shapes_are_replayed() {
 }
 
 #[test]
+fn what_steps_need_is_allocated_at_the_start() {
+    // As many rows as beams, each offered to all three types; and everything else that can be asked for.
+    let mut requests = tiny_requests();
+    requests.push(request(json!({"prompt": "everything", "output": "items", "n": 300, "beam_width": 300})));
+    for (name, engine, counts) in watched(EngineBuilder::tiny().unwrap().max_rows(300)) {
+        let purposes = || std::mem::take(&mut *counts.purposes.lock().unwrap());
+        let first = purposes();
+        for purpose in ["weights", "key/value cache", "step buffers", "SID step"] {
+            assert!(first.contains(&purpose), "{name}: no {purpose} in {first:?}");
+        }
+        all_at_once(&engine, &requests);
+        // What requests bring along is small and not known before; the cache may have taken everything that was free but the reserve.
+        for purpose in purposes() {
+            let brought = ["catalog", "mask", "search", "plan", "text edits and results"];
+            assert!(brought.contains(&purpose), "{name}: {purpose} allocated after the start");
+        }
+    }
+}
+
+#[test]
 fn a_device_that_fails_ends_the_engine_and_says_so_to_everybody() {
     for (name, engine, counts) in watched(EngineBuilder::tiny().unwrap()) {
         let text =

@@ -27,14 +27,14 @@ use super::sample::{TextSamplerCuda as TextSampler, TextSizes};
 use super::sid::{SidLimits, SidSearches, SidShape};
 use super::step::{Group, HeadShape, Step, bucket};
 use super::weights::DeviceWeights;
-use crate::catalog::{Layout, LevelTokens};
+use crate::catalog::Layout;
 use crate::device::check::{self, Bounds};
 use crate::device::ops::{
     Buffer, DType, Device, DeviceConfig, Outcome, Path, Plan, SearchSpec, Shape, SidOutcome, Tensor,
 };
 use crate::error::{Error, Result};
 use crate::ids::SearchId;
-use buffers::{Buffers, allocate_cache, attention_shape, check_served, grow, rope_shape};
+use buffers::{Buffers, allocate_cache, attention_shape, check_served, rope_shape};
 
 /// Most query heads that share a key/value head.
 const MOST_GROUP: usize = 64;
@@ -129,8 +129,8 @@ impl CudaDevice {
         let memory = memory::check(&config, driver_ref.free_memory()?)?;
         tracing::info!(%memory, device = driver_ref.properties().name, "device memory");
         let DeviceConfig { shape, weights, dtype, cache_blocks, max_rows, text_tokens, layout } = config;
-        let sizes = RowSizes::new(&shape, max_rows);
-        let widest = shape.hidden.max(shape.heads * shape.head_dim).max(shape.ffn);
+        let sizes = RowSizes::new(&shape, layout.as_deref(), max_rows);
+        let widest = memory::widest_k(&shape);
         let products = Products::new(driver_ref, dtype, widest, max_rows, options.reproducible)?;
         let started = Instant::now();
         let on_device =
@@ -202,22 +202,7 @@ impl CudaDevice {
         let (chunk, vocab) = (self.sizes.logit_rows, self.shape.vocab);
         self.sampler.plan(&plan.text, |row| ((row % chunk) * vocab) as u64)?;
         let mut moved = self.sampler.reserve(driver)?;
-        let full = bucket(self.step.full) * self.shape.vocab;
-        moved |= grow(driver, "evaluation logits", &mut self.buffers.full_logits, full)?;
-        // A product writes whole rows up to the buffer's end: the last one must not be cut off where its width does not divide it.
-        let widest = self.layout.iter().flat_map(|layout| &layout.types).flat_map(|kind| &kind.levels);
-        let codes = match self.searches.logits_needed() {
-            0 => 0,
-            needed => needed + widest.map(LevelTokens::len).max().unwrap_or(0),
-        };
-        moved |= grow(driver, "codebook logits", &mut self.buffers.code_logits, codes)?;
-        moved |= self.buffers.hold_head_rows(
-            driver,
-            &self.products,
-            &mut self.sizes,
-            (self.shape.hidden, self.dtype),
-            self.searches.candidates().len(),
-        )?;
+        moved |= self.buffers.hold_full_logits(driver, bucket(self.step.full) * vocab)?;
         let rows = bucket(plan.rows());
         self.blocks.clear();
         self.blocks.extend(plan.blocks.iter().map(|block| block.0));
@@ -392,6 +377,12 @@ impl Device for CudaDevice {
 
     fn begin(&mut self, plan: &Plan) -> Result<()> {
         check::plan(plan, &self.shape, &self.bounds)?;
+        let (full, room) = (plan.full_logits.len(), self.sizes.head_rows);
+        if full > room {
+            return Err(Error::Device(format!(
+                "plan: logits over the vocabulary are wanted of {full} rows, there is room for {room}"
+            )));
+        }
         self.whole = false;
         self.take(plan)
     }

@@ -57,16 +57,17 @@ impl Default for CudaOptions {
 }
 
 /// What a step looks like to those who launch it: all that a graph has frozen.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct StepShape {
-    layout: PlanLayout,
-    rows: usize,
-    narrow: bool,
-    wide: bool,
+    pub layout: PlanLayout,
+    /// Bucket of the rows.
+    pub rows: usize,
+    pub narrow: bool,
+    pub wide: bool,
     /// Whether any segment has partial results to join.
-    joins: bool,
-    head: HeadShape,
-    sids: Option<SidShape>,
+    pub joins: bool,
+    pub head: HeadShape,
+    pub sids: Option<SidShape>,
 }
 
 /// The decoder's operations on a CUDA device.

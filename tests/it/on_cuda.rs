@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use sidereal::device::cuda::CudaOptions;
 use sidereal::device::ops::DType;
 use sidereal::engine::{Answer, Engine, EngineBuilder, EventStream, Request};
+use sidereal::kv::BLOCK_TOKENS;
 
 use crate::kernels::drivers;
 use spy::{Counts, Spy};
@@ -74,10 +75,21 @@ fn all_at_once(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
 
 #[test]
 fn in_reproducible_mode_company_caches_and_chunks_change_no_bit() {
-    let requests = tiny_requests();
+    // Texts that outgrow the block that is kept free for each.
+    let long = |i: usize| {
+        request(json!({"prompt": format!("once upon a time {i}"), "output": "text", "max_tokens": 40,
+            "ignore_eos": true, "temperature": 0.8, "seed": i}))
+    };
+    let mut requests: Vec<Request> = (0..8).map(long).collect();
+    requests.extend(tiny_requests());
     let make = || EngineBuilder::tiny().unwrap();
-    // Steps of 24 rows cut every prompt; a small cache makes jobs give way.
-    let cramped = || make().max_rows(48).cache_bytes(40 * 16 * 2 * 2 * 64 * 2);
+    // Steps of 48 rows cut long prompts and choices; a cache of 16 blocks, half of what the texts grow to, makes jobs give way.
+    let cramped = || {
+        let builder = make().dtype(DType::Bf16).max_rows(48);
+        let s = builder.model_ref().shape();
+        let block = 2 * s.layers * s.kv_heads * s.head_dim * DType::Bf16.size() * BLOCK_TOKENS;
+        builder.cache_bytes(16 * block)
+    };
     let companies = engines(&make, true);
     for ((name, roomy), (_, cramped)) in companies.into_iter().zip(engines(&cramped, true)) {
         let alone: Vec<Value> = requests.iter().map(|r| essence(&roomy.generate(r).unwrap())).collect();
@@ -87,8 +99,10 @@ fn in_reproducible_mode_company_caches_and_chunks_change_no_bit() {
         for (which, (answer, alone)) in all_at_once(&cramped, &requests).iter().zip(&alone).enumerate() {
             assert_eq!(essence(answer), *alone, "{name}: request {which} in small steps");
         }
-        let failed = roomy.counters().failed.load(Ordering::Relaxed);
-        assert_eq!(failed, 0, "{name}");
+        let preemptions = cramped.counters().preemptions.load(Ordering::Relaxed);
+        assert!(preemptions > 0, "{name}: nobody had to give way");
+        let failed = [&roomy, &cramped].map(|engine| engine.counters().failed.load(Ordering::Relaxed));
+        assert_eq!(failed, [0, 0], "{name}");
     }
 }
 

@@ -1,6 +1,8 @@
 //! Argument structs of the kernels and the records of the plan buffer: the Rust side of `kernels/args.cuh`, field by field.
 
 use super::driver::{DevicePtr, TensorMap};
+use crate::catalog;
+use crate::device::cpu::sid;
 
 /// Tokens of a cache block.
 pub const BLOCK_TOKENS: usize = crate::kv::BLOCK_TOKENS;
@@ -12,6 +14,8 @@ pub const MAX_LEVELS: usize = 16;
 pub const NONE: u32 = u32::MAX;
 
 const _: () = assert!(BLOCK_TOKENS == 16, "kernels/args.cuh says 16");
+const _: () = assert!(MAX_LEVELS >= catalog::MAX_LEVELS, "a catalog may be deeper than the kernels go");
+const _: () = assert!(MAX_WIDTH == sid::MAX_WIDTH as usize, "a search may be wider or narrower than here");
 
 /// Declares structs that `kernels/args.cuh` declares as well: plain data of the same size.
 macro_rules! mirrored {

@@ -1,6 +1,6 @@
 //! What the CUDA device is made of: which shapes it serves, and the buffers that its launches share.
 
-use crate::device::cuda::attention::AttentionShape;
+use crate::device::cuda::attention::{AttentionLimits, AttentionShape};
 use crate::device::cuda::driver::{DevicePtr, Driver};
 use crate::device::cuda::memory::{self, RowSizes};
 use crate::device::cuda::products::{Activations, Products};
@@ -82,6 +82,21 @@ pub(super) fn attention_shape(shape: &Shape, cache_blocks: usize, sizes: &RowSiz
         // The plan's tables are as long as they are; each is checked against its own segment.
         max_table: u32::MAX,
         max_units: sizes.units as u32,
+    }
+}
+
+pub(super) fn attention_limits(
+    shape: &AttentionShape,
+    multiprocessors: u32,
+    reproducible: bool,
+) -> AttentionLimits {
+    AttentionLimits {
+        multiprocessors,
+        group: shape.heads / shape.kv_heads,
+        kv_heads: shape.kv_heads,
+        max_items: shape.max_items,
+        max_units: shape.max_units,
+        reproducible,
     }
 }
 

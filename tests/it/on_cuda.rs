@@ -4,7 +4,6 @@
 mod spy;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use sidereal::device::ops::DType;
 use sidereal::engine::{Answer, Engine, EngineBuilder, EventStream, Request};
 use sidereal::kv::BLOCK_TOKENS;
 
+use crate::grounded_small;
 use crate::kernels::drivers;
 use spy::{Counts, Spy};
 
@@ -221,21 +221,10 @@ fn a_device_that_fails_ends_the_engine_and_says_so_to_everybody() {
     }
 }
 
-fn grounded_small() -> Option<PathBuf> {
-    let shared = std::env::var_os("SIDEREAL_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let dir = shared.join("models/grounded-small");
-    if !dir.is_dir() {
-        println!("skipped: no {}", dir.display());
-        return None;
-    }
-    Some(dir)
-}
-
 /// Ranked lists in bf16 against those of transformers in float32.
 #[test]
 fn the_small_model_in_bf16_ranks_as_the_float32_reference_does() {
-    let Some(dir) = grounded_small() else { return };
+    let Some(dir) = grounded_small::folder() else { return };
     let text = std::fs::read_to_string(dir.join("expected/beams.json")).unwrap();
     let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
     let requests: Vec<Request> = cases

@@ -6,7 +6,7 @@
 
 mod draws;
 pub mod oracle;
-mod text;
+pub mod text;
 
 use std::collections::BTreeSet;
 

@@ -8,7 +8,7 @@ pub mod beside;
 mod draws;
 mod many;
 pub mod oracle;
-mod text;
+pub mod text;
 
 use std::collections::BTreeSet;
 

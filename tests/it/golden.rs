@@ -23,6 +23,7 @@ use sidereal::kv::BLOCK_TOKENS;
 use sidereal::model::{Config, Model, decoder};
 
 use crate::devices::{cpus, cudas};
+use crate::grounded_small;
 
 const MODELS: [&str; 9] = [
     "llama2",
@@ -390,13 +391,7 @@ fn small_faults_show() {
 /// The model that learned a real catalog, where the checkout has it: the last 24 positions of its prompts.
 #[test]
 fn grounded_small_matches_transformers() {
-    let shared = std::env::var_os("SIDEREAL_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let dir = shared.join("models/grounded-small");
-    if !dir.is_dir() {
-        println!("skipped: no {}", dir.display());
-        return;
-    }
+    let Some(dir) = grounded_small::folder() else { return };
     let model = Model::open(&dir).unwrap();
     assert_eq!(model.eos(), [TokenId(2)]);
     let vocab = model.shape().vocab;

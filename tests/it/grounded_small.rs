@@ -18,7 +18,8 @@ use sidereal::text::{Tokenizer, tiny};
 const TIE: f64 = 1e-5;
 const TOLERANCE: f64 = 1e-4;
 
-fn folder() -> Option<PathBuf> {
+/// The folder of the model that learned a real catalog; a line says so if the checkout has none.
+pub fn folder() -> Option<PathBuf> {
     let shared = std::env::var_os("SIDEREAL_SHARED")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
     let dir = shared.join("models/grounded-small");

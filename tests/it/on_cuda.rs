@@ -4,7 +4,6 @@
 mod spy;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,7 +12,9 @@ use serde_json::{Value, json};
 use sidereal::device::cuda::CudaOptions;
 use sidereal::device::ops::DType;
 use sidereal::engine::{Answer, Engine, EngineBuilder, EventStream, Request};
+use sidereal::kv::BLOCK_TOKENS;
 
+use crate::grounded_small;
 use crate::kernels::drivers;
 use spy::{Counts, Spy};
 
@@ -74,10 +75,21 @@ fn all_at_once(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
 
 #[test]
 fn in_reproducible_mode_company_caches_and_chunks_change_no_bit() {
-    let requests = tiny_requests();
+    // Texts that outgrow the block that is kept free for each.
+    let long = |i: usize| {
+        request(json!({"prompt": format!("once upon a time {i}"), "output": "text", "max_tokens": 40,
+            "ignore_eos": true, "temperature": 0.8, "seed": i}))
+    };
+    let mut requests: Vec<Request> = (0..8).map(long).collect();
+    requests.extend(tiny_requests());
     let make = || EngineBuilder::tiny().unwrap();
-    // Steps of 24 rows cut every prompt; a small cache makes jobs give way.
-    let cramped = || make().max_rows(48).cache_bytes(40 * 16 * 2 * 2 * 64 * 2);
+    // Steps of 48 rows cut long prompts and choices; a cache of 16 blocks, half of what the texts grow to, makes jobs give way.
+    let cramped = || {
+        let builder = make().dtype(DType::Bf16).max_rows(48);
+        let s = builder.model_ref().shape();
+        let block = 2 * s.layers * s.kv_heads * s.head_dim * DType::Bf16.size() * BLOCK_TOKENS;
+        builder.cache_bytes(16 * block)
+    };
     let companies = engines(&make, true);
     for ((name, roomy), (_, cramped)) in companies.into_iter().zip(engines(&cramped, true)) {
         let alone: Vec<Value> = requests.iter().map(|r| essence(&roomy.generate(r).unwrap())).collect();
@@ -87,8 +99,10 @@ fn in_reproducible_mode_company_caches_and_chunks_change_no_bit() {
         for (which, (answer, alone)) in all_at_once(&cramped, &requests).iter().zip(&alone).enumerate() {
             assert_eq!(essence(answer), *alone, "{name}: request {which} in small steps");
         }
-        let failed = roomy.counters().failed.load(Ordering::Relaxed);
-        assert_eq!(failed, 0, "{name}");
+        let preemptions = cramped.counters().preemptions.load(Ordering::Relaxed);
+        assert!(preemptions > 0, "{name}: nobody had to give way");
+        let failed = [&roomy, &cramped].map(|engine| engine.counters().failed.load(Ordering::Relaxed));
+        assert_eq!(failed, [0, 0], "{name}");
     }
 }
 
@@ -169,6 +183,26 @@ fn the_steps_of_a_list_are_not_waited_for_and_repeated_shapes_are_replayed() {
 }
 
 #[test]
+fn what_steps_need_is_allocated_at_the_start() {
+    // As many rows as beams, each offered to all three types; and everything else that can be asked for.
+    let mut requests = tiny_requests();
+    requests.push(request(json!({"prompt": "everything", "output": "items", "n": 300, "beam_width": 300})));
+    for (name, engine, counts) in watched(EngineBuilder::tiny().unwrap().max_rows(300)) {
+        let purposes = || std::mem::take(&mut *counts.purposes.lock().unwrap());
+        let first = purposes();
+        for purpose in ["weights", "key/value cache", "step buffers", "SID step"] {
+            assert!(first.contains(&purpose), "{name}: no {purpose} in {first:?}");
+        }
+        all_at_once(&engine, &requests);
+        // What requests bring along is small and not known before; the cache may have taken everything that was free but the reserve.
+        for purpose in purposes() {
+            let brought = ["catalog", "mask", "search", "plan", "text edits and results"];
+            assert!(brought.contains(&purpose), "{name}: {purpose} allocated after the start");
+        }
+    }
+}
+
+#[test]
 fn a_device_that_fails_ends_the_engine_and_says_so_to_everybody() {
     for (name, engine, counts) in watched(EngineBuilder::tiny().unwrap()) {
         let text =
@@ -187,21 +221,10 @@ fn a_device_that_fails_ends_the_engine_and_says_so_to_everybody() {
     }
 }
 
-fn grounded_small() -> Option<PathBuf> {
-    let shared = std::env::var_os("SIDEREAL_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let dir = shared.join("models/grounded-small");
-    if !dir.is_dir() {
-        println!("skipped: no {}", dir.display());
-        return None;
-    }
-    Some(dir)
-}
-
 /// Ranked lists in bf16 against those of transformers in float32.
 #[test]
 fn the_small_model_in_bf16_ranks_as_the_float32_reference_does() {
-    let Some(dir) = grounded_small() else { return };
+    let Some(dir) = grounded_small::folder() else { return };
     let text = std::fs::read_to_string(dir.join("expected/beams.json")).unwrap();
     let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
     let requests: Vec<Request> = cases

@@ -531,6 +531,23 @@ fn plans_out_of_bounds_are_refused_with_a_sentence() {
     devices.iter_mut().for_each(|(_, device)| device.begin(&good).unwrap());
 }
 
+/// Evaluation may ask for every row, and for some of them twice; the device has room for twice the rows.
+#[test]
+fn logits_of_more_rows_than_there_is_room_for_are_refused() {
+    let setup = Setup { dtype: DType::Bf16, max_rows: 20, ..Setup::default() };
+    for (name, mut device) in cudas(&|| setup.config(), true) {
+        let mut plan = Sequence::new(0, 20, 0).plan(0, 20);
+        plan.full_logits = (0..41).map(|i| i % 20).collect();
+        let error = device.begin(&plan).expect_err("41 rows").to_string();
+        assert!(error.contains("wanted of 41 rows, there is room for 40"), "{name}: {error}");
+        plan.full_logits.pop();
+        device.begin(&plan).unwrap();
+        device.forward(&plan).unwrap();
+        let logits = device.read(Buffer::Logits).unwrap();
+        assert_eq!(bits(&logits[..20 * VOCAB]), bits(&logits[20 * VOCAB..]), "{name}");
+    }
+}
+
 #[test]
 fn weights_of_the_wrong_shape_are_refused_by_name() {
     let setup = Setup::default();

@@ -2,7 +2,7 @@
 
 use super::args::BLOCK_TOKENS;
 use super::{sample, sid, weights};
-use crate::catalog::Layout;
+use crate::catalog::{Layout, LevelTokens};
 use crate::device::ops::{DType, DeviceConfig, Shape, Weights};
 use crate::error::{Error, Result};
 
@@ -21,31 +21,38 @@ pub(super) struct RowSizes {
     pub units: usize,
     /// Attention tiles of each kind.
     pub items: usize,
-    /// Rows that the head is applied to at once.
+    /// Rows that the head is applied to at once. Beams of several types are listed once per type: only the device knows which is whose.
     pub head_rows: usize,
+    /// Logits of codebooks that are held at once.
+    pub codes: usize,
     /// Rows whose logits over the vocabulary are held at once.
     pub logit_rows: usize,
 }
 
 impl RowSizes {
-    /// The sizes for steps of up to `rows` rows.
-    pub fn new(shape: &Shape, rows: usize) -> RowSizes {
+    /// The sizes for steps of up to `rows` rows, whatever they ask for.
+    pub fn new(shape: &Shape, layout: Option<&Layout>, rows: usize) -> RowSizes {
         let group = shape.heads / shape.kv_heads;
+        let sids = sid::capacity(layout, rows);
+        let codebooks = layout.iter().flat_map(|layout| &layout.types).flat_map(|kind| &kind.levels);
+        let widest = codebooks.map(LevelTokens::len).max().unwrap_or(0);
         RowSizes {
             rows,
             // A beam needs a line; what is left serves to split long contexts.
             units: (2 * rows * group).div_ceil(16) + 1024.min(32 * rows),
             items: 4 * rows * group.div_ceil(16) + 1024,
-            head_rows: 2 * rows,
+            head_rows: sids.candidates.max(2 * rows),
+            // A product writes whole rows up to the buffer's end: the last one must not be cut off where its width does not divide it.
+            codes: (sids.logits + widest).next_multiple_of(4),
             logit_rows: rows.min(LOGIT_ROWS),
         }
     }
 
-    /// Bytes of the buffers: `x`, `qkv`, `q`, attended, gated, head rows; partial results and their sums; logits; rows of wide products' norms.
-    pub fn bytes(&self, shape: &Shape, dtype: DType) -> [usize; 10] {
+    /// Bytes of the buffers: `x`, `qkv`, `q`, attended, gated, head rows; partial results and their sums; logits over the vocabulary, their
+    /// normalisers; logits of codebooks.
+    pub fn bytes(&self, shape: &Shape, dtype: DType) -> [usize; 11] {
         let (d, q) = (dtype.size(), shape.heads * shape.head_dim);
         let kv = shape.kv_heads * shape.head_dim;
-        let widest = shape.hidden.max(q).max(shape.ffn);
         [
             self.rows * shape.hidden * d,
             self.rows * (q + 2 * kv) * 4,
@@ -56,9 +63,15 @@ impl RowSizes {
             self.units * shape.kv_heads * 16 * shape.head_dim * 4,
             self.units * shape.kv_heads * 16 * 8,
             self.logit_rows * shape.vocab * 4,
-            self.rows * widest * d,
+            self.rows * 4,
+            self.codes * 4,
         ]
     }
+}
+
+/// The widest rows that enter a product.
+pub(super) fn widest_k(shape: &Shape) -> usize {
+    shape.hidden.max(shape.heads * shape.head_dim).max(shape.ffn)
 }
 
 /// Bytes of one block of the cache, all layers.
@@ -97,10 +110,12 @@ impl std::fmt::Display for MemoryPlan {
 }
 
 fn rows_bytes(shape: &Shape, dtype: DType, layout: Option<&Layout>, rows: usize) -> u64 {
-    let sizes = RowSizes::new(shape, rows);
+    let sizes = RowSizes::new(shape, layout, rows);
     let buffers = sizes.bytes(shape, dtype).iter().sum::<usize>();
+    // Rows that a norm writes for a wide product.
+    let normed = rows * widest_k(shape) * dtype.size();
     let text = sample::bytes(shape.vocab, sizes.logit_rows);
-    (buffers + text + sid::bytes(layout, rows)) as u64
+    (buffers + normed + text + sid::bytes(layout, rows)) as u64
 }
 
 /// What the device kept back may be: little where there is little.

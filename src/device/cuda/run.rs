@@ -27,14 +27,14 @@ use super::sample::{TextSamplerCuda as TextSampler, TextSizes};
 use super::sid::{SidLimits, SidSearches, SidShape};
 use super::step::{Group, HeadShape, Step, bucket};
 use super::weights::DeviceWeights;
-use crate::catalog::{Layout, LevelTokens};
+use crate::catalog::Layout;
 use crate::device::check::{self, Bounds};
 use crate::device::ops::{
     Buffer, DType, Device, DeviceConfig, Outcome, Path, Plan, SearchSpec, Shape, SidOutcome, Tensor,
 };
 use crate::error::{Error, Result};
 use crate::ids::SearchId;
-use buffers::{Buffers, allocate_cache, attention_shape, check_served, grow, rope_shape};
+use buffers::{Buffers, allocate_cache, attention_limits, attention_shape, check_served, rope_shape};
 
 /// Most query heads that share a key/value head.
 const MOST_GROUP: usize = 64;
@@ -57,16 +57,17 @@ impl Default for CudaOptions {
 }
 
 /// What a step looks like to those who launch it: all that a graph has frozen.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct StepShape {
-    layout: PlanLayout,
-    rows: usize,
-    narrow: bool,
-    wide: bool,
+    pub layout: PlanLayout,
+    /// Bucket of the rows.
+    pub rows: usize,
+    pub narrow: bool,
+    pub wide: bool,
     /// Whether any segment has partial results to join.
-    joins: bool,
-    head: HeadShape,
-    sids: Option<SidShape>,
+    pub joins: bool,
+    pub head: HeadShape,
+    pub sids: Option<SidShape>,
 }
 
 /// The decoder's operations on a CUDA device.
@@ -128,46 +129,30 @@ impl CudaDevice {
         let driver_ref = &mut *driver;
         let memory = memory::check(&config, driver_ref.free_memory()?)?;
         tracing::info!(%memory, device = driver_ref.properties().name, "device memory");
-        let DeviceConfig { shape, weights, dtype, cache_blocks, max_rows, text_tokens, layout } = config;
-        let sizes = RowSizes::new(&shape, max_rows);
-        let widest = shape.hidden.max(shape.heads * shape.head_dim).max(shape.ffn);
-        let products = Products::new(driver_ref, dtype, widest, max_rows, options.reproducible)?;
-        let started = Instant::now();
-        let on_device =
-            DeviceWeights::upload(driver_ref, &products, &weights, &shape, dtype, layout.as_deref())?;
-        tracing::info!(seconds = started.elapsed().as_secs_f64(), "weights copied");
-        let opener = layout.as_ref().and_then(|layout| layout.open);
-        let cache = allocate_cache(driver_ref, &shape, dtype, cache_blocks)?;
-        let buffers = Buffers::new(driver_ref, &products, &shape, dtype, &sizes)?;
-        let rope = rope_shape(&shape, cache_blocks, max_rows, on_device.inv_freq);
+        let widest = memory::widest_k(&config.shape);
+        let products =
+            Products::new(driver_ref, config.dtype, widest, config.max_rows, options.reproducible)?;
+        let weights = upload(driver_ref, &products, &config)?;
+        let sizes = RowSizes::new(&config.shape, config.layout.as_deref(), config.max_rows);
+        let sampler = sampler(driver_ref, &config, sizes.logit_rows)?;
+        let DeviceConfig { shape, dtype, cache_blocks, max_rows, layout, .. } = config;
+        let rope = rope_shape(&shape, cache_blocks, max_rows, weights.inv_freq);
         let attention = attention_shape(&shape, cache_blocks, &sizes);
-        let attention_limits = AttentionLimits {
-            multiprocessors: driver_ref.properties().multiprocessors,
-            group: attention.heads / attention.kv_heads,
-            kv_heads: attention.kv_heads,
-            max_items: attention.max_items,
-            max_units: attention.max_units,
-            reproducible: options.reproducible,
-        };
-        let text = TextSizes {
-            vocab: shape.vocab,
-            text_tokens: &text_tokens,
-            opener,
-            max_rows: sizes.logit_rows,
-            max_edits: 1 << 16,
-        };
-        let limits = SidLimits { max_rows, multiprocessors: driver_ref.properties().multiprocessors };
+        let multiprocessors = driver_ref.properties().multiprocessors;
+        let limits = SidLimits { max_rows, multiprocessors };
         Ok(CudaDevice {
+            cache: allocate_cache(driver_ref, &shape, dtype, cache_blocks)?,
+            buffers: Buffers::new(driver_ref, &products, &shape, dtype, &sizes)?,
             embed: Embed::new(driver_ref, dtype)?,
             norm: RmsNorm::new(driver_ref, dtype)?,
             rope: RopeCache::new(driver_ref, dtype, shape.head_dim, rope)?,
             attention: Attention::new(driver_ref, dtype, attention)?,
-            sampler: TextSampler::new(driver_ref, &text)?,
+            sampler,
             searches: SidSearches::new(driver_ref, layout.clone(), limits)?,
             plan: PlanBuffer::new(driver_ref, 64 << 10)?,
             graphs: Graphs::default(),
             attention_plan: AttentionPlan::default(),
-            attention_limits,
+            attention_limits: attention_limits(&attention, multiprocessors, options.reproducible),
             step: Step::new(sizes.logit_rows),
             counts: Vec::new(),
             blocks: Vec::new(),
@@ -175,7 +160,7 @@ impl CudaDevice {
             present: None,
             whole: false,
             bounds: Bounds { max_rows, cache_blocks },
-            weights: on_device,
+            weights,
             driver,
             shape,
             dtype,
@@ -183,17 +168,35 @@ impl CudaDevice {
             options,
             memory,
             sizes,
-            cache,
-            buffers,
             products,
         })
     }
 }
 
+/// Copies the weights to the device.
+fn upload(driver: &mut dyn Driver, products: &Products, config: &DeviceConfig) -> Result<DeviceWeights> {
+    let started = Instant::now();
+    let DeviceConfig { shape, weights, dtype, layout, .. } = config;
+    let uploaded = DeviceWeights::upload(driver, products, weights, shape, *dtype, layout.as_deref())?;
+    tracing::info!(seconds = started.elapsed().as_secs_f64(), "weights copied");
+    Ok(uploaded)
+}
+
+/// The sampler of chunks of at most `rows` text rows.
+fn sampler(driver: &mut dyn Driver, config: &DeviceConfig, rows: usize) -> Result<TextSampler> {
+    let sizes = TextSizes {
+        vocab: config.shape.vocab,
+        text_tokens: &config.text_tokens,
+        opener: config.layout.as_ref().and_then(|layout| layout.open),
+        max_rows: rows,
+        max_edits: 1 << 16,
+    };
+    TextSampler::new(driver, &sizes)
+}
+
 impl CudaDevice {
     /// Packs the plan's records and works out what the step looks like.
     fn take(&mut self, plan: &Plan) -> Result<()> {
-        let driver = &mut *self.driver;
         self.searches.plan(plan)?;
         self.step.take(plan, self.searches.vocabulary_rows());
         let searches = &self.searches;
@@ -201,26 +204,23 @@ impl CudaDevice {
         self.attention_plan.build(plan, &self.attention_limits, view)?;
         let (chunk, vocab) = (self.sizes.logit_rows, self.shape.vocab);
         self.sampler.plan(&plan.text, |row| ((row % chunk) * vocab) as u64)?;
-        let mut moved = self.sampler.reserve(driver)?;
-        let full = bucket(self.step.full) * self.shape.vocab;
-        moved |= grow(driver, "evaluation logits", &mut self.buffers.full_logits, full)?;
-        // A product writes whole rows up to the buffer's end: the last one must not be cut off where its width does not divide it.
-        let widest = self.layout.iter().flat_map(|layout| &layout.types).flat_map(|kind| &kind.levels);
-        let codes = match self.searches.logits_needed() {
-            0 => 0,
-            needed => needed + widest.map(LevelTokens::len).max().unwrap_or(0),
-        };
-        moved |= grow(driver, "codebook logits", &mut self.buffers.code_logits, codes)?;
-        moved |= self.buffers.hold_head_rows(
-            driver,
-            &self.products,
-            &mut self.sizes,
-            (self.shape.hidden, self.dtype),
-            self.searches.candidates().len(),
-        )?;
-        let rows = bucket(plan.rows());
-        self.blocks.clear();
-        self.blocks.extend(plan.blocks.iter().map(|block| block.0));
+        self.count(plan);
+        let mut moved = self.sampler.reserve(&mut *self.driver)?;
+        let full = bucket(self.step.full) * vocab;
+        moved |= self.buffers.hold_full_logits(&mut *self.driver, full)?;
+        moved |= self.pack(plan)?;
+        if moved {
+            self.graphs.clear();
+        }
+        self.present = Some(self.look(plan));
+        self.outcome.text = plan.text.len();
+        self.outcome.sids.clear();
+        self.outcome.sids.extend(plan.sids.iter().map(|step| (step.search, step.level)));
+        Ok(())
+    }
+
+    /// Counts the plan's records.
+    fn count(&mut self, plan: &Plan) {
         let a = &self.attention_plan;
         let counts = StepCounts {
             rows: plan.rows() as u32,
@@ -236,6 +236,13 @@ impl CudaDevice {
         self.counts.clear();
         self.counts.push(counts);
         self.counts.extend(self.step.text_chunks().map(|rows| StepCounts { text_rows: rows, ..counts }));
+    }
+
+    /// Fills the plan buffer; answers whether it moved.
+    fn pack(&mut self, plan: &Plan) -> Result<bool> {
+        self.blocks.clear();
+        self.blocks.extend(plan.blocks.iter().map(|block| block.0));
+        let (a, rows) = (&self.attention_plan, bucket(plan.rows()));
         let parts: [Part<'_>; SECTIONS] = [
             Part::of(&self.counts, 1),
             Part::of(&self.step.groups, 4),
@@ -253,23 +260,21 @@ impl CudaDevice {
             Part::of(self.searches.steps(), 1),
             Part::of(self.searches.groups(), 1),
         ];
-        moved |= self.plan.fill(driver, &parts, self.options.limit)?;
-        if moved {
-            self.graphs.clear();
-        }
-        self.present = Some(StepShape {
+        self.plan.fill(&mut *self.driver, &parts, self.options.limit)
+    }
+
+    /// What the step looks like whose plan has been packed.
+    fn look(&self, plan: &Plan) -> StepShape {
+        let a = &self.attention_plan;
+        StepShape {
             layout: self.plan.layout().clone(),
-            rows,
+            rows: bucket(plan.rows()),
             narrow: !a.narrow.is_empty(),
             wide: !a.wide.is_empty(),
             joins: a.units > 0,
             head: self.step.head.clone(),
             sids: (!plan.sids.is_empty()).then(|| self.searches.shape()),
-        });
-        self.outcome.text = plan.text.len();
-        self.outcome.sids.clear();
-        self.outcome.sids.extend(plan.sids.iter().map(|step| (step.search, step.level)));
-        Ok(())
+        }
     }
 
     fn present(&self) -> Result<StepShape> {
@@ -392,6 +397,12 @@ impl Device for CudaDevice {
 
     fn begin(&mut self, plan: &Plan) -> Result<()> {
         check::plan(plan, &self.shape, &self.bounds)?;
+        let (full, room) = (plan.full_logits.len(), self.sizes.head_rows);
+        if full > room {
+            return Err(Error::Device(format!(
+                "plan: logits over the vocabulary are wanted of {full} rows, there is room for {room}"
+            )));
+        }
         self.whole = false;
         self.take(plan)
     }

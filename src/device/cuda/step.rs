@@ -8,7 +8,7 @@ use crate::device::ops::{Plan, SegmentKind};
 pub(super) enum Group {
     /// All rows of the step.
     All,
-    /// Rows of [`ops::Plan::full_logits`](Plan::full_logits).
+    /// Rows of [`Plan::full_logits`].
     Full,
     /// A chunk of the rows that are normalised over the vocabulary.
     Norm(usize),
@@ -20,13 +20,13 @@ pub(super) enum Group {
 /// evaluation; each of the first two is padded to whole chunks, so that the place of a chunk is known to a captured graph.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct HeadShape {
-    /// Chunks of text rows, and the bucket of the last one.
+    /// Chunks of text rows.
     pub text_chunks: usize,
     /// Chunks of rows of normalisers.
     pub norm_chunks: usize,
-    /// Bucket of the rows of a chunk of text, when there is one chunk only.
+    /// Bucket of the rows of the first chunk of text, which holds for all: only the last one may have fewer.
     pub text_bucket: usize,
-    /// The same for normalisers.
+    /// The same for chunks of normalisers.
     pub norm_bucket: usize,
     /// Bucket of evaluation rows.
     pub full_bucket: usize,

@@ -9,7 +9,8 @@ use sidereal::device::cpu::sample::TextSampler;
 use sidereal::device::ops::{Sampling, TextRow, TokenCount};
 use sidereal::ids::TokenId;
 
-fn row(sampling: Sampling) -> TextRow {
+/// A text row with nothing but parameters.
+pub fn row(sampling: Sampling) -> TextRow {
     TextRow {
         row: 0,
         sampling: Arc::new(sampling),
@@ -22,7 +23,8 @@ fn row(sampling: Sampling) -> TextRow {
     }
 }
 
-fn greedy() -> Sampling {
+/// Parameters of a choice without a draw.
+pub fn greedy() -> Sampling {
     Sampling { temperature: 0.0, ..Sampling::default() }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{drivers, drivers_in_every_order};
 use crate::beams::oracle::Dice;
+use crate::beams::text::{greedy, row};
 use sidereal::device::cpu::sample::TextSampler;
 use sidereal::device::cuda::args::StepCounts;
 use sidereal::device::cuda::driver::{DevicePtr, Driver};
@@ -13,23 +14,6 @@ use sidereal::ids::TokenId;
 
 /// Logits and what to do with them.
 type Case = (Vec<f32>, TextRow);
-
-fn row(sampling: Sampling) -> TextRow {
-    TextRow {
-        row: 0,
-        sampling: Arc::new(sampling),
-        draw: 0,
-        counts: Vec::new(),
-        allow_open: false,
-        banned: Vec::new(),
-        top_logprobs: 0,
-        target: None,
-    }
-}
-
-fn greedy() -> Sampling {
-    Sampling { temperature: 0.0, ..Sampling::default() }
-}
 
 /// Who may be chosen.
 #[derive(Clone)]

@@ -1,8 +1,8 @@
 //! A driver that counts what is asked of another one, and fails for good when told to.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sidereal::device::cuda::driver::*;
@@ -19,6 +19,8 @@ pub struct Counts {
     pub waits: AtomicUsize,
     /// Waits from which on every call fails; 0: never.
     pub broken_at: AtomicUsize,
+    /// What memory was allocated for, since it was last looked at.
+    pub purposes: Mutex<Vec<&'static str>>,
 }
 
 /// The driver.
@@ -52,6 +54,7 @@ impl Driver for Spy {
         self.inner.free_memory()
     }
     fn allocate(&mut self, purpose: &'static str, sizes: &[usize]) -> Result<Vec<DevicePtr>> {
+        self.counts.purposes.lock().unwrap().push(purpose);
         self.inner.allocate(purpose, sizes)
     }
     fn free(&mut self, first: DevicePtr) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What the CUDA device is made of: which shapes it serves, and the buffers that its launches share.
 
-use crate::device::cuda::attention::AttentionShape;
+use crate::device::cuda::attention::{AttentionLimits, AttentionShape};
 use crate::device::cuda::driver::{DevicePtr, Driver};
 use crate::device::cuda::memory::{self, RowSizes};
 use crate::device::cuda::products::{Activations, Products};
@@ -17,17 +17,15 @@ pub(super) struct Buffers {
     pub attended: Activations,
     pub gated: Activations,
     pub head_rows: Activations,
-    /// Whether they are an allocation of their own.
-    pub own_head_rows: bool,
     pub partial: DevicePtr,
     pub partial_sums: DevicePtr,
     /// `[logit_rows, vocab]` float32.
     pub logits: DevicePtr,
-    /// Logits of codebooks, float32; grows.
-    pub code_logits: (DevicePtr, usize),
     /// `[rows]` float32: normalisers over the vocabulary.
     pub norms: DevicePtr,
-    /// Logits of `full_logits`; grows.
+    /// `[codes]` float32: logits of codebooks.
+    pub code_logits: DevicePtr,
+    /// Logits of evaluation, which no request asks for, and how many there is room for: the only buffer that grows.
     pub full_logits: (DevicePtr, usize),
 }
 
@@ -87,6 +85,21 @@ pub(super) fn attention_shape(shape: &Shape, cache_blocks: usize, sizes: &RowSiz
     }
 }
 
+pub(super) fn attention_limits(
+    shape: &AttentionShape,
+    multiprocessors: u32,
+    reproducible: bool,
+) -> AttentionLimits {
+    AttentionLimits {
+        multiprocessors,
+        group: shape.heads / shape.kv_heads,
+        kv_heads: shape.kv_heads,
+        max_items: shape.max_items,
+        max_units: shape.max_units,
+        reproducible,
+    }
+}
+
 /// Keys and values of every layer, zeroed.
 pub(super) fn allocate_cache(
     driver: &mut dyn Driver,
@@ -111,8 +124,7 @@ impl Buffers {
         dtype: DType,
         sizes: &RowSizes,
     ) -> Result<Buffers> {
-        let at = driver.allocate("step buffers", &sizes.bytes(shape, dtype)[..9])?;
-        let norms = driver.allocate("normalisers", &[sizes.rows * 4])?[0];
+        let at = driver.allocate("step buffers", &sizes.bytes(shape, dtype))?;
         let q = shape.heads * shape.head_dim;
         Ok(Buffers {
             x: products.activations(driver, at[0], sizes.rows, shape.hidden)?,
@@ -121,57 +133,26 @@ impl Buffers {
             attended: products.activations(driver, at[3], sizes.rows, q)?,
             gated: products.activations(driver, at[4], sizes.rows, shape.ffn)?,
             head_rows: products.activations(driver, at[5], sizes.head_rows, shape.hidden)?,
-            own_head_rows: false,
             partial: at[6],
             partial_sums: at[7],
             logits: at[8],
-            code_logits: (DevicePtr::NULL, 0),
-            norms,
+            norms: at[9],
+            code_logits: at[10],
             full_logits: (DevicePtr::NULL, 0),
         })
     }
-}
 
-impl Buffers {
-    /// Makes sure that the head can be applied to `rows` rows at once: beams of several types are listed once per type, since only
-    /// the device knows which is whose. Answers whether the buffer moved.
-    pub fn hold_head_rows(
-        &mut self,
-        driver: &mut dyn Driver,
-        products: &Products,
-        sizes: &mut RowSizes,
-        (hidden, dtype): (usize, DType),
-        rows: usize,
-    ) -> Result<bool> {
-        if rows <= sizes.head_rows {
+    /// Makes sure that `floats` logits of evaluation can be held; answers whether they moved.
+    pub fn hold_full_logits(&mut self, driver: &mut dyn Driver, floats: usize) -> Result<bool> {
+        if floats <= self.full_logits.1 {
             return Ok(false);
         }
-        // The first one is part of the arena of step buffers and stays.
-        if self.own_head_rows {
-            driver.free(self.head_rows.ptr())?;
+        let (at, room) = std::mem::replace(&mut self.full_logits, (DevicePtr::NULL, 0));
+        if room > 0 {
+            driver.free(at)?;
         }
-        let rows = rows.next_power_of_two();
-        let at = driver.allocate("head rows", &[rows * hidden * dtype.size()])?[0];
-        self.head_rows = products.activations(driver, at, rows, hidden)?;
-        (self.own_head_rows, sizes.head_rows) = (true, rows);
+        let floats = floats.next_power_of_two();
+        self.full_logits = (driver.allocate("evaluation logits", &[floats * 4])?[0], floats);
         Ok(true)
     }
-}
-
-/// Makes sure that a buffer holds `floats` float32; answers whether it moved.
-pub(super) fn grow(
-    driver: &mut dyn Driver,
-    purpose: &'static str,
-    buffer: &mut (DevicePtr, usize),
-    floats: usize,
-) -> Result<bool> {
-    if floats <= buffer.1 {
-        return Ok(false);
-    }
-    let floats = floats.next_power_of_two();
-    if buffer.1 > 0 {
-        driver.free(buffer.0)?;
-    }
-    *buffer = (driver.allocate(purpose, &[floats * 4])?[0], floats);
-    Ok(true)
 }

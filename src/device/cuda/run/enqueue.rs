@@ -192,11 +192,11 @@ impl CudaDevice {
             let x = self.buffers.head_rows;
             let product = Product {
                 epilogue: Epilogue::Float,
-                out: self.buffers.code_logits.0,
+                out: self.buffers.code_logits,
                 ld_out: w.n(),
                 group: group.record,
                 bucket: group.bucket,
-                max_out: self.buffers.code_logits.1 / w.n(),
+                max_out: self.sizes.codes / w.n(),
                 ..self.whole_rows(s, &x, &w)
             };
             self.products.enqueue(&mut *self.driver, &product)?;
@@ -265,8 +265,8 @@ impl CudaDevice {
             candidates: self.plan.at(Section::Candidates),
             steps: self.plan.at(Section::Steps),
             groups: self.plan.at(Section::SidGroups),
-            logits: self.buffers.code_logits.0,
-            logits_len: self.buffers.code_logits.1,
+            logits: self.buffers.code_logits,
+            logits_len: self.sizes.codes,
             norms: self.buffers.norms,
         }
     }

@@ -23,7 +23,7 @@ mod shared;
 
 use std::sync::Arc;
 
-use self::plan::SidPlan;
+use self::plan::{ALIGN, SidPlan};
 pub use self::plan::{HeadGroup, SidCapacity, SidShape};
 use self::records::{ROW_ROOM, SCORE_BYTES, SLOT_BYTES, SidGatherArgs, SidNormArgs, SidResult, SidStepArgs};
 pub use self::records::{SidCandidate, SidHeadGroup, SidStepRecord};
@@ -31,7 +31,7 @@ use self::search::{Search, Stores};
 use super::args::RowGroup;
 use super::args::{self};
 use super::driver::{DevicePtr, Driver, Kernel, Launch, failed};
-use crate::catalog::Layout;
+use crate::catalog::{Layout, LevelTokens, TypeLayout};
 use crate::device::ops::{self, Path, SearchSpec, SidOutcome};
 use crate::error::{Error, Result};
 use crate::ids::{SearchId, TypeId};
@@ -388,9 +388,11 @@ impl SidSearches {
 }
 
 /// What steps of at most `rows` rows may need. A search has a row for each of its beams.
-fn capacity(layout: Option<&Layout>, rows: usize) -> SidCapacity {
-    let types = layout.map_or(1, |layout| layout.types.len().max(1));
-    let levels = layout.map_or(0, |layout| layout.types.iter().map(|kind| kind.levels.len()).sum());
+pub(super) fn capacity(layout: Option<&Layout>, rows: usize) -> SidCapacity {
+    let kinds = layout.map_or(&[][..], |layout| &layout.types);
+    let types = kinds.len().max(1);
+    let levels = kinds.iter().map(|kind| kind.levels.len()).sum::<usize>();
+    let widest = |kind: &TypeLayout| kind.levels.iter().map(LevelTokens::len).max().unwrap_or(0);
     let rows = rows.max(1);
     // A row of a search of `w` beams leaves at most `2 w + 192` survivors; at the first level, so does each type.
     let room = (2 * rows.min(args::MAX_WIDTH) + 192).min(ROW_ROOM as usize).max(194 * types);
@@ -399,6 +401,8 @@ fn capacity(layout: Option<&Layout>, rows: usize) -> SidCapacity {
         steps: rows,
         candidates: rows * types,
         groups: levels.max(1),
+        // A row is offered to each type at one level. Each product's logits begin at a multiple of the alignment.
+        logits: rows * kinds.iter().map(widest).sum::<usize>() + ALIGN * levels,
         slots: rows * types,
         keys: (rows + types) * room,
         searches: MAX_OPEN,

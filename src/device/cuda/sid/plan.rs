@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::ids::{SearchId, TypeId};
 
 /// Logits of a group begin at a multiple of this.
-const ALIGN: usize = 64;
+pub(super) const ALIGN: usize = 64;
 
 /// How much a plan may ask for.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,8 @@ pub struct SidCapacity {
     pub candidates: usize,
     /// Entries of the records of head groups: levels of all types.
     pub groups: usize,
+    /// Logits of all codebook products.
+    pub logits: usize,
     /// Rows scored.
     pub slots: usize,
     /// Survivors of all rows.
@@ -244,6 +246,7 @@ impl SidPlan {
             ("searches to advance", self.steps.len(), capacity.steps),
             ("candidates", self.candidates.len(), capacity.candidates),
             ("codebooks", self.records.len(), capacity.groups),
+            ("codebook logits", self.logits, capacity.logits),
             ("rows to score", slots, capacity.slots),
             ("survivors", keys as usize, capacity.keys),
             ("rows with a vocabulary normaliser", self.vocab_rows.len(), capacity.rows),

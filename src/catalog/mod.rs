@@ -32,6 +32,7 @@ pub use live::{Change, DenyList, LiveCatalog, LiveLimits, LiveStats};
 pub(crate) use mask::MaskBase;
 pub use mask::{Mask, MaskCursor};
 pub use predicate::Predicate;
+pub use snapshot::{SectionInfo, SectionKind, SectionPart, Verified};
 pub use source::{OnError, Progress, Report, read_jsonl, read_jsonl_report};
 pub use strings::{Ends, Strings};
 pub use view::{Alive, Found, View};

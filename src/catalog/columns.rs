@@ -204,6 +204,15 @@ impl Column {
         })
     }
 
+    /// Whether a value may stand in this column.
+    ///
+    /// # Errors
+    /// A sentence with both kinds if not.
+    pub(super) fn admits(&self, value: &Value) -> Result<(), String> {
+        let first = (0..self.len).find_map(|rank| self.value(rank));
+        first.map_or(Ok(()), |first| ColumnBuilder::like(&first).check(value))
+    }
+
     /// The value of an item, if it is a string.
     pub fn text(&self, rank: usize) -> Option<&str> {
         let at = self.place(rank)?;

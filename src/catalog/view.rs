@@ -6,31 +6,40 @@
 
 use std::sync::Arc;
 
-use super::{Catalog, Item, Mask, Predicate, TypeIndex};
+use super::{CacheLimits, Catalog, Filter, FilterCache, Item, Mask, Predicate, TypeIndex};
+use crate::error::Result;
 use crate::ids::{Rank, SidIndex, TypeId};
 
 /// A catalog within a view, and what of it is alive.
 struct Part {
     catalog: Arc<Catalog>,
-    /// Per type.
+    /// Masks of filters on the catalog as a whole; views of one catalog share them.
+    filters: Arc<FilterCache>,
+    /// Ranks that are dead for everybody, per type.
+    dead: Vec<Vec<Rank>>,
+    /// What that leaves, per type.
     alive: Vec<Arc<Mask>>,
 }
 
 impl Part {
     /// `dead` ranks per type, in any order.
-    fn new(catalog: Arc<Catalog>, dead: &[Vec<Rank>]) -> Part {
+    fn new(filters: Arc<FilterCache>, dead: Vec<Vec<Rank>>) -> Part {
+        let catalog = filters.catalog().clone();
         let mask = |(t, dead): (usize, &Vec<Rank>)| {
             let index = catalog.index(TypeId(t as u16));
             Arc::new(Mask::all(index).excluding(index, dead))
         };
         let alive = dead.iter().enumerate().map(mask).collect();
-        Part { catalog, alive }
+        Part { catalog, filters, dead, alive }
     }
 
     /// What of a type is alive for a request.
-    fn mask(&self, t: TypeId, bounds: &[(Bound, &[Vec<Rank>])]) -> Arc<Mask> {
+    fn mask(&self, t: TypeId, filter: Option<&Filter>, bounds: &[(Bound, &[Vec<Rank>])]) -> Arc<Mask> {
         let index = self.catalog.index(t);
-        let mut mask = self.alive[t.index()].clone();
+        let mut mask = match filter {
+            Some(filter) => Arc::new(self.filters.mask(filter, t).excluding(index, &self.dead[t.index()])),
+            None => self.alive[t.index()].clone(),
+        };
         for (bound, ranks) in bounds {
             let ranks = &ranks[t.index()];
             mask = Arc::new(match bound {
@@ -92,7 +101,7 @@ impl View {
     /// A snapshot as it is.
     pub fn new(base: Arc<Catalog>) -> View {
         let dead = vec![Vec::new(); base.types().len()];
-        View { name: base.snapshot().to_owned(), base: Part::new(base, &dead), delta: None }
+        View::changed(Arc::new(FilterCache::new(base, CacheLimits::default())), dead, None, 0)
     }
 
     /// A snapshot less `dead` (ranks per type), beside a delta less `dead_added`; `revision` counts the changes since the
@@ -101,16 +110,16 @@ impl View {
     /// # Panics
     /// If there is not one list per type.
     pub(super) fn changed(
-        base: Arc<Catalog>,
-        dead: &[Vec<Rank>],
-        delta: Option<(Arc<Catalog>, &[Vec<Rank>])>,
+        base: Arc<FilterCache>,
+        dead: Vec<Vec<Rank>>,
+        delta: Option<(Arc<FilterCache>, Vec<Vec<Rank>>)>,
         revision: u64,
     ) -> View {
-        let types = base.types().len();
+        let types = base.catalog().types().len();
         assert!(dead.len() == types && delta.as_ref().is_none_or(|(_, dead)| dead.len() == types));
         let name = match revision {
-            0 => base.snapshot().to_owned(),
-            revision => format!("{}+{revision}", base.snapshot()),
+            0 => base.catalog().snapshot().to_owned(),
+            revision => format!("{}+{revision}", base.catalog().snapshot()),
         };
         let delta = delta.map(|(catalog, dead)| Part::new(catalog, dead));
         View { name, base: Part::new(base, dead), delta }
@@ -176,19 +185,28 @@ impl View {
         own.or_else(|error| self.delta().map_or(Err(error), |delta| predicate.check(delta)))
     }
 
+    /// Whether items of these types, of the snapshot or added since, can be filtered in this way.
+    ///
+    /// # Errors
+    /// As [`Filter::check`].
+    pub fn check_filter(&self, filter: &Filter, types: &[TypeId]) -> Result<()> {
+        let own = filter.check(&self.base.catalog, types);
+        own.or_else(|error| self.delta().map_or(Err(error), |delta| filter.check(delta, types)))
+    }
+
     /// The snapshot, then the delta.
     fn parts(&self) -> impl DoubleEndedIterator<Item = &Part> {
         std::iter::once(&self.base).chain(&self.delta)
     }
 
     /// Looks up many ids.
-    pub fn find_all(&self, ids: &[impl AsRef<str>]) -> Found {
+    pub fn find_all(&self, ids: &[impl AsRef<str> + Sync]) -> Found {
         let mut known = vec![false; ids.len()];
         let mut found = Found::default();
         for (part, ranks) in self.parts().zip(&mut found.ranks) {
             ranks.resize(self.types().len(), Vec::new());
-            for (known, id) in known.iter_mut().zip(ids) {
-                if let Some((t, rank)) = part.catalog.find(id.as_ref()) {
+            for (known, found) in known.iter_mut().zip(part.catalog.find_all(ids)) {
+                if let Some((t, rank)) = found {
                     *known = true;
                     ranks[t.index()].push(rank);
                 }
@@ -198,16 +216,22 @@ impl View {
         found
     }
 
-    /// What is alive of these types (in type order) within bounds.
+    /// What is alive of these types (in type order): passes the filter and is within bounds.
     ///
     /// # Panics
     /// If there is no such type, or the lists are of another view.
-    pub fn alive(&self, types: &[TypeId], allow: Option<&Found>, exclude: Option<&Found>) -> Alive {
+    pub fn alive(
+        &self,
+        types: &[TypeId],
+        filter: Option<&Filter>,
+        allow: Option<&Found>,
+        exclude: Option<&Found>,
+    ) -> Alive {
         let of_part = |at: usize, part: &Part| -> Vec<Arc<Mask>> {
             let bounds = [(Bound::Allow, allow), (Bound::Exclude, exclude)];
             let bounds: Vec<_> =
                 bounds.iter().filter_map(|(bound, ids)| Some((*bound, &(*ids)?.ranks[at][..]))).collect();
-            types.iter().map(|&t| part.mask(t, &bounds)).collect()
+            types.iter().map(|&t| part.mask(t, filter, &bounds)).collect()
         };
         Alive {
             types: types.iter().copied().zip(of_part(0, &self.base)).collect(),

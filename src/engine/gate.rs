@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::wheel::Counters;
-use crate::catalog::{DenyList, Item, View};
+use crate::catalog::{DenyList, Filter, Item, View};
 use crate::device::ops::Path;
 
 /// What an item of a request must pass.
 pub(super) struct Gate {
+    pub filter: Option<Arc<Filter>>,
     pub deny: Arc<DenyList>,
 }
 
@@ -30,7 +31,6 @@ impl Gate {
             counters.denied_in_flight.fetch_add(1, Ordering::Relaxed);
             return false;
         }
-        counters.items.fetch_add(1, Ordering::Relaxed);
         true
     }
 
@@ -38,6 +38,9 @@ impl Gate {
         let Some(item) = view.find(named.id()) else { return Err("it is not in the catalog") };
         if item.item_type() != path.item_type || item.codes() != path.codes {
             return Err("it has another SID");
+        }
+        if self.filter.as_ref().is_some_and(|filter| !filter.matches(item)) {
+            return Err("it does not pass the filter");
         }
         Ok(())
     }

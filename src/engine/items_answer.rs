@@ -1,5 +1,7 @@
 //! From finished paths to named items: collisions, boosts, quotas.
 
+use std::sync::atomic::Ordering;
+
 use super::answer::AnswerItem;
 use super::gate::Gate;
 use super::request::Collisions;
@@ -58,7 +60,12 @@ impl<'a> Naming<'a> {
         };
         for (search, paths) in task.searches.iter().zip(paths) {
             let mut items = Vec::new();
+            // Boosts may lift any path; without them the list is full when it has enough.
+            let most = if task.boosts.is_empty() { search.n } else { usize::MAX };
             for path in paths {
+                if items.len() >= most {
+                    break;
+                }
                 for item in self.items(&search.alive, path).take(wanted) {
                     let boosts = task.boosts.iter().filter(|(predicate, _)| predicate.matches(item));
                     let boost = (!task.boosts.is_empty()).then(|| boosts.map(|(_, weight)| weight).sum());
@@ -78,6 +85,7 @@ impl<'a> Naming<'a> {
                     ranked.exhausted_types.push(self.view.types()[types[0].0.index()].clone());
                 }
             }
+            self.counters.items.fetch_add(items.len() as u64, Ordering::Relaxed);
             ranked.items.append(&mut items);
         }
         ranked

@@ -405,6 +405,7 @@ fn commit_span(job: &mut Job, layout: &Layout, mut paths: Vec<Path>, counters: &
     if !spans.allow_repeats {
         text.forbid(&view, path);
     }
+    counters.items.fetch_add(1, Ordering::Relaxed);
     text.add_item(item.clone(), &codes);
     job.events.push(Event::Item(item));
     let ended = if codes.len() == budget { Ended::Length } else { Ended::Not };

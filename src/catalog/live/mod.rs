@@ -23,7 +23,7 @@ use self::journal::{Journal, derive, specs};
 use self::residents::Residents;
 
 use super::view::View;
-use super::{Catalog, CatalogBuilder, ItemRecord, Progress, TypeSpec};
+use super::{CacheLimits, Catalog, CatalogBuilder, FilterCache, FilterSet, ItemRecord, Progress, TypeSpec};
 use crate::error::{Error, Result};
 use crate::ids::{Rank, TypeId};
 
@@ -83,6 +83,9 @@ pub struct LiveStats {
 /// What only changes touch.
 struct State {
     base: Arc<Catalog>,
+    /// Masks of filters on the base, and on the delta.
+    base_filters: Arc<FilterCache>,
+    delta_filters: Option<Arc<FilterCache>>,
     journal: Journal,
     /// Changes so far; never begins again, so that no two views that differ have one name.
     revision: u64,
@@ -102,11 +105,18 @@ pub struct LiveCatalog {
     /// Held by whoever brings a snapshot, however long that takes; changes of items do not wait for it.
     bringing: Mutex<()>,
     deny: Arc<DenyList>,
+    /// Filters by name.
+    named: RwLock<Arc<FilterSet>>,
     limits: LiveLimits,
     residents: Arc<Residents>,
     swaps: AtomicU64,
     compactions: AtomicU64,
     compacting: AtomicBool,
+}
+
+/// Room for the masks of filters on a catalog.
+fn masks_of(catalog: &Arc<Catalog>) -> Arc<FilterCache> {
+    Arc::new(FilterCache::new(catalog.clone(), CacheLimits::default()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -120,10 +130,14 @@ impl LiveCatalog {
         let residents = Arc::new(Residents::default());
         residents.enter(&base);
         let dead = vec![Vec::new(); base.types().len()];
+        let base_filters = masks_of(&base);
+        let view = View::changed(base_filters.clone(), dead.clone(), None, 0);
         LiveCatalog {
-            view: RwLock::new(Arc::new(View::new(base.clone()))),
+            view: RwLock::new(Arc::new(view)),
             state: Mutex::new(State {
                 base,
+                base_filters,
+                delta_filters: None,
                 journal: Journal::default(),
                 revision: 0,
                 delta: None,
@@ -133,6 +147,7 @@ impl LiveCatalog {
             }),
             bringing: Mutex::new(()),
             deny: Arc::default(),
+            named: RwLock::default(),
             limits,
             residents,
             swaps: AtomicU64::new(0),
@@ -154,6 +169,21 @@ impl LiveCatalog {
     /// The deny list.
     pub fn deny_list(&self) -> &Arc<DenyList> {
         &self.deny
+    }
+
+    /// The filters that requests may call by name.
+    pub fn filters(&self) -> Arc<FilterSet> {
+        self.named.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the named filters; requests that run keep theirs.
+    ///
+    /// # Errors
+    /// As [`FilterSet::check`], for the present snapshot.
+    pub fn set_filters(&self, filters: FilterSet) -> Result<()> {
+        filters.check(self.view().base())?;
+        *self.named.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(filters);
+        Ok(())
     }
 
     /// Counts.
@@ -243,6 +273,7 @@ impl LiveCatalog {
                 Error::Invalid { field, message } => Error::invalid(format!("items[{at}].{field}"), message),
                 other => other,
             };
+            check_kinds(&state.base, &item).map_err(place)?;
             checker.push(item.clone()).map_err(place)?;
             ids.insert(item.id.clone());
             journal.removed.remove(&item.id);
@@ -294,6 +325,7 @@ impl LiveCatalog {
         if gone == state.base.len() && delta.is_none() {
             return Err(Error::invalid("ids", "nothing would be left of the catalog"));
         }
+        state.delta_filters = delta.as_ref().map(masks_of);
         (state.journal, state.delta, state.dead) = (journal, delta, dead);
         let change = self.change(state, changed, unknown)?;
         if changes >= self.limits.compact_at && !self.compacting.swap(true, Ordering::AcqRel) {
@@ -313,10 +345,10 @@ impl LiveCatalog {
         let dead: Vec<Vec<Rank>> =
             state.dead.iter().zip(&state.denied).map(|(dead, denied)| [&dead[..], denied].concat()).collect();
         let dead_added = state.delta.as_ref().map(|delta| self.denied_of_delta(delta));
-        let delta = state.delta.clone().zip(dead_added.as_deref());
+        let delta = state.delta_filters.clone().zip(dead_added);
         let changed = state.journal.len() > 0 || !self.deny.is_empty();
         let revision = if changed { state.revision } else { 0 };
-        let view = Arc::new(View::changed(state.base.clone(), &dead, delta, revision));
+        let view = Arc::new(View::changed(state.base_filters.clone(), dead, delta, revision));
         let old = std::mem::replace(&mut *self.view.write().unwrap_or_else(PoisonError::into_inner), view);
         drop(old);
     }
@@ -330,6 +362,17 @@ impl LiveCatalog {
         };
         (0..delta.types().len()).map(of_type).collect()
     }
+}
+
+/// Refuses an attribute of another kind than the snapshot's of the same name: both must go into one column one day.
+fn check_kinds(base: &Catalog, item: &ItemRecord) -> Result<()> {
+    let Some(t) = base.type_id(&item.item_type) else { return Ok(()) };
+    for (name, value) in &item.attributes {
+        if let Some(column) = base.column(t, name) {
+            column.admits(value).map_err(|message| Error::invalid(name, message))?;
+        }
+    }
+    Ok(())
 }
 
 // -------------------------------------------------------------------------------------------------------- snapshots
@@ -486,6 +529,8 @@ impl LiveCatalog {
     ) -> Arc<Catalog> {
         self.residents.enter(&base);
         state.denied = self.denied_of(&base);
+        state.base_filters = masks_of(&base);
+        state.delta_filters = delta.as_ref().map(masks_of);
         let old = std::mem::replace(&mut state.base, base);
         (state.journal, state.delta, state.dead) = (journal, delta, dead);
         state.revision += 1;

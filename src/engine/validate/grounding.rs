@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Frontend, ItemsSearch, at_most};
-use crate::catalog::{Alive, Found, View};
+use crate::catalog::{Alive, Filter, Found, View};
 use crate::engine::request::Request;
 use crate::error::{Error, Result};
 use crate::ids::TypeId;
@@ -32,6 +32,7 @@ impl Frontend {
         &self,
         request: &Request,
         view: Option<&'a View>,
+        filter: Option<&Filter>,
         dropped: &mut BTreeMap<&'static str, usize>,
     ) -> Result<Grounding<'a>> {
         let Some(view) = view.filter(|_| self.layout.is_some()) else {
@@ -71,7 +72,10 @@ impl Frontend {
         };
         let allow = found("allow", "unknown_allow", &request.allow)?;
         let exclude = found("exclude", "unknown_exclude", &request.exclude)?;
-        let alive = view.alive(&types, allow.as_ref(), exclude.as_ref());
+        if let Some(filter) = filter {
+            view.check_filter(filter, &types)?;
+        }
+        let alive = view.alive(&types, filter, allow.as_ref(), exclude.as_ref());
         Ok(Grounding { view, alive })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::grounding::Grounding;
 use super::{Frontend, ItemsSearch, ItemsTask, Task, at_most, forbid, integer, real, seed};
-use crate::catalog::{Predicate, View};
+use crate::catalog::{Filter, Predicate, View};
 use crate::engine::prompt::Room;
 use crate::engine::request::{Boost, OneOrMany, Request};
 use crate::error::{Error, Result};
@@ -15,6 +15,7 @@ impl Frontend {
         &self,
         request: &Request,
         view: Option<&View>,
+        filter: Option<&Filter>,
         dropped: &mut BTreeMap<&'static str, usize>,
     ) -> Result<(Task, Room)> {
         let text_only = [
@@ -34,7 +35,7 @@ impl Frontend {
             ("allow_repeats", request.allow_repeats.is_some()),
         ];
         forbid(&text_only, "output items", "it acts on text")?;
-        let grounding = self.grounding(request, view, dropped)?;
+        let grounding = self.grounding(request, view, filter, dropped)?;
         let diversity = request.diversity.clone().unwrap_or_default();
         let groups = integer("diversity.groups", diversity.groups, 1, 1..=self.limits.beam_width)?;
         let group_penalty = real("diversity.penalty", diversity.penalty, 0.0, 0.0..=1e6)?;

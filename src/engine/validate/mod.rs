@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::gate::Gate;
 use super::prompt::Room;
 use super::request::{Collisions, Output, Request};
-use crate::catalog::{Alive, Layout, LiveCatalog, Predicate, View};
+use crate::catalog::{Alive, FilterLimits, Layout, LiveCatalog, Predicate, View};
 use crate::device::ops::{Normalizer, Sampling};
 use crate::error::{Error, Result};
 use crate::ids::TokenId;
@@ -38,11 +38,21 @@ pub struct Limits {
     pub logprobs: usize,
     /// Entries of `logit_bias`. Default 1024.
     pub logit_bias: usize,
+    /// Depth and size of `filter`.
+    pub filter: FilterLimits,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { beam_width: 512, item_ids: 100_000, list: 64, choices: 256, logprobs: 20, logit_bias: 1024 }
+        Limits {
+            beam_width: 512,
+            item_ids: 100_000,
+            list: 64,
+            choices: 256,
+            logprobs: 20,
+            logit_bias: 1024,
+            filter: FilterLimits::default(),
+        }
     }
 }
 
@@ -185,22 +195,24 @@ impl Frontend {
     pub fn validate(&self, request: &Request, live: Option<&LiveCatalog>) -> Result<ValidatedRequest> {
         let view = live.map(LiveCatalog::view);
         let output = request.output.unwrap_or_default();
-        if request.filter.is_some() {
-            return Err(Error::invalid(
-                "filter",
-                "attribute filters are not served by this version; use allow or exclude",
-            ));
-        }
+        let filter = match (&request.filter, live) {
+            (Some(filter), Some(live)) => {
+                Some(Arc::new(live.filters().parse_filter(filter, &self.limits.filter)?))
+            }
+            _ => None,
+        };
         let logprobs = match request.logprobs {
             Some(_) => Some(integer("logprobs", request.logprobs, 0, 0..=self.limits.logprobs)? as u32),
             None => None,
         };
         let mut dropped = BTreeMap::new();
         let (task, room) = match (output, &request.choice) {
-            (Output::Items, _) => self.items(request, view.as_deref(), &mut dropped)?,
+            (Output::Items, _) => self.items(request, view.as_deref(), filter.as_deref(), &mut dropped)?,
             (Output::Text, Some(choice)) => self.choice(request, choice)?,
             (Output::Mixed, Some(_)) => return Err(Error::invalid("choice", "needs output text, not mixed")),
-            (Output::Text | Output::Mixed, None) => self.text(request, view.as_deref(), &mut dropped)?,
+            (Output::Text | Output::Mixed, None) => {
+                self.text(request, view.as_deref(), filter.as_deref(), &mut dropped)?
+            }
         };
         let prompt = self.prompt(request, view.as_deref(), &room)?;
         for (name, count) in [
@@ -229,7 +241,7 @@ impl Frontend {
             output,
             tokens,
             soft: prompt.soft,
-            gate: Gate { deny: live.map(|live| live.deny_list().clone()).unwrap_or_default() },
+            gate: Gate { filter, deny: live.map(|live| live.deny_list().clone()).unwrap_or_default() },
             view,
             task,
             logprobs,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::items::private_blocks;
 use super::{ChoiceTask, Frontend, SpanTask, Task, TextTask, at_most, forbid, integer, real, seed};
-use crate::catalog::View;
+use crate::catalog::{Filter, View};
 use crate::device::ops::Sampling;
 use crate::engine::prompt::Room;
 use crate::engine::request::{OneOrMany, Output, Request};
@@ -30,6 +30,7 @@ impl Frontend {
         &self,
         request: &Request,
         view: Option<&View>,
+        filter: Option<&Filter>,
         dropped: &mut BTreeMap<&'static str, usize>,
     ) -> Result<(Task, Room)> {
         let output = request.output.unwrap_or_default();
@@ -38,7 +39,7 @@ impl Frontend {
             integer("span_beam", request.span_beam, 8, 1..=self.limits.beam_width.min(self.max_rows))? as u32;
         let mut private = 0;
         let spans = if output == Output::Mixed {
-            let grounding = self.grounding(request, view, dropped)?;
+            let grounding = self.grounding(request, view, filter, dropped)?;
             if self.layout.as_ref().is_none_or(|layout| layout.open.is_none() || layout.close.is_none()) {
                 return Err(Error::invalid(
                     "output",
@@ -62,9 +63,14 @@ impl Frontend {
             })
         } else {
             // Text alone names no item, but a misspelt type is one all the same.
-            let given = [request.item_types.is_some(), request.allow.is_some(), request.exclude.is_some()];
+            let given = [
+                request.item_types.is_some(),
+                request.filter.is_some(),
+                request.allow.is_some(),
+                request.exclude.is_some(),
+            ];
             if view.is_some() && given.contains(&true) {
-                self.grounding(request, view, &mut BTreeMap::new())?;
+                self.grounding(request, view, filter, &mut BTreeMap::new())?;
             }
             None
         };

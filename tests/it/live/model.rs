@@ -40,7 +40,7 @@ impl Model {
         let types: Vec<TypeId> = (0..view.types().len() as u16).map(TypeId).collect();
         let find = |ids: Option<&[String]>| ids.map(|ids| view.find_all(ids));
         let (allowed, excluded) = (find(allow), find(exclude));
-        let alive = view.alive(&types, allowed.as_ref(), excluded.as_ref());
+        let alive = view.alive(&types, None, allowed.as_ref(), excluded.as_ref());
         let expected = self.by_sid(|id| {
             allow.is_none_or(|ids| ids.iter().any(|known| known == id))
                 && exclude.is_none_or(|ids| ids.iter().all(|known| known != id))

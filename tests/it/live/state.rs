@@ -119,7 +119,7 @@ fn any_order_of_changes_leaves_what_was_asked_for() {
 fn was_removed(live: &LiveCatalog, id: &str) -> bool {
     let view = live.view();
     let Some((t, rank)) = view.base().find(id) else { return false };
-    let alive = view.alive(&[t], None, None);
+    let alive = view.alive(&[t], None, None, None);
     !alive.types[0].1.item_alive(view.base().index(t), rank) && !live.deny_list().contains(id)
 }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::columns::Column;
 use super::id_table::IdTable;
 use super::strings::Strings;
-use super::{Array, TypeIndex, snapshot};
+use super::{Array, TypeIndex, TypeSpec, snapshot};
 use crate::ids::{Rank, SidIndex, TypeId};
 
 /// One item as a source spells it.
@@ -189,6 +189,15 @@ impl Catalog {
     /// The type of a name.
     pub fn type_id(&self, name: &str) -> Option<TypeId> {
         self.names.iter().position(|known| known == name).map(|at| TypeId(at as u16))
+    }
+
+    /// Names and codebooks of the types, without tokens.
+    pub fn specs(&self) -> Vec<TypeSpec> {
+        let spec = |(items, name): (&TypeItems, &String)| {
+            let levels = (0..items.index.levels()).map(|level| items.index.codebook(level)).collect();
+            TypeSpec { name: name.clone(), levels, token: String::new() }
+        };
+        self.types.iter().zip(&self.names).map(spec).collect()
     }
 
     /// The trie of a type.

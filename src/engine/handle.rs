@@ -11,7 +11,7 @@ use super::channel::{EventSender, EventStream, Status, channel};
 use super::request::Request;
 use super::validate::{Frontend, Limits, ValidatedRequest};
 use super::wheel::{Counters, Turn, Wheel, WheelParts};
-use crate::catalog::{Catalog, Layout, LiveCatalog, LiveLimits, View};
+use crate::catalog::{Catalog, Layout, LiveCatalog, LiveLimits, TypeSpec, View};
 use crate::device::cpu::sid::MAX_WIDTH;
 use crate::device::cpu::{CpuDevice, CpuOptions};
 use crate::device::ops::{DType, Device, DeviceConfig, Sampling};
@@ -473,13 +473,15 @@ fn check_layout(layout: &Layout, catalog: Option<&Catalog>, vocab: usize) -> Res
         )));
     }
     let Some(catalog) = catalog else { return Ok(()) };
-    let names: Vec<_> = layout.types.iter().map(|t| t.name.as_str()).collect();
-    if names != catalog.types() {
-        return Err(Error::Unsupported(format!(
-            "the catalog's types ({}) are not the layout's ({})",
-            catalog.types().join(", "),
-            names.join(", ")
-        )));
+    let describe = |specs: Vec<TypeSpec>| {
+        let of = |spec: TypeSpec| format!("{} {:?}", spec.name, spec.levels);
+        specs.into_iter().map(of).collect::<Vec<_>>().join(", ")
+    };
+    let (own, found) = (describe(layout.specs()), describe(catalog.specs()));
+    if own == found {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::Unsupported(format!(
+        "the catalog's types and codebooks are {found}, the model's are {own}; build the catalog with the model's layout"
+    )))
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::handle::{Engine, EngineBuilder};
-use crate::catalog::{CatalogBuilder, Layout, LayoutSpec, Progress, read_jsonl, synthetic};
+use crate::catalog::{Catalog, CatalogBuilder, Layout, LayoutSpec, Progress, read_jsonl, synthetic};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::tiny::{DemoSpec, demo};
@@ -53,10 +53,11 @@ impl EngineBuilder {
         Ok(self.layout(layout))
     }
 
-    /// Reads a catalog from JSON lines, with the types of the layout; `progress` is told bytes done and in all.
+    /// Takes a catalog from a file: a snapshot, which is verified and mapped, or a source that is read into memory with the types of the layout.
+    /// `progress` is told bytes done and in all.
     ///
     /// # Errors
-    /// [`Error::File`] with file and line; [`Error::Unsupported`] if the model has no SID layout.
+    /// [`Error::File`] with file and place; [`Error::Unsupported`] if the model has no SID layout.
     pub fn catalog_file(self, path: impl AsRef<Path>, progress: Progress<'_>) -> Result<EngineBuilder> {
         let Some(layout) = self.layout_ref() else {
             return Err(Error::Unsupported(
@@ -65,7 +66,11 @@ impl EngineBuilder {
                     .to_owned(),
             ));
         };
-        let catalog = read_jsonl(&[path.as_ref()], &layout.specs(), progress)?;
+        let path = path.as_ref();
+        let catalog = match Catalog::is_snapshot(path) {
+            true => Catalog::load(path, progress)?,
+            false => read_jsonl(&[path], &layout.specs(), progress)?,
+        };
         Ok(self.catalog(Arc::new(catalog)))
     }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::catalog::{Catalog, CatalogBuilder, ItemRecord, TypeSpec};
+use crate::catalog::{Catalog, CatalogBuilder, ItemRecord};
 use crate::error::Result;
-use crate::ids::{Rank, TypeId};
+use crate::ids::Rank;
 
 /// What has changed since the snapshot was made. Every entry knows the revision it was made at.
 #[derive(Clone, Default)]
@@ -35,19 +35,9 @@ pub(super) fn derive(base: &Catalog, journal: &Journal) -> Result<(Option<Arc<Ca
     if journal.added.is_empty() {
         return Ok((None, dead));
     }
-    let mut builder = CatalogBuilder::new(&specs(base));
+    let mut builder = CatalogBuilder::new(&base.specs());
     for (_, record) in journal.added.values() {
         builder.push(record.clone())?;
     }
     Ok((Some(Arc::new(builder.build()?)), dead))
-}
-
-/// Types and codebooks of a catalog.
-pub(super) fn specs(catalog: &Catalog) -> Vec<TypeSpec> {
-    let spec = |(t, name): (usize, &String)| {
-        let index = catalog.index(TypeId(t as u16));
-        let levels = (0..index.levels()).map(|level| index.codebook(level)).collect();
-        TypeSpec { name: name.clone(), levels, token: String::new() }
-    };
-    catalog.types().iter().enumerate().map(spec).collect()
 }

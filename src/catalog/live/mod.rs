@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 pub use self::deny::DenyList;
-use self::journal::{Journal, derive, specs};
+use self::journal::{Journal, derive};
 use self::residents::Residents;
 
 use super::view::View;
@@ -267,7 +267,7 @@ impl LiveCatalog {
         let revision = state.revision + 1;
         let count = items.len();
         let mut ids = HashSet::with_capacity(count);
-        let mut checker = CatalogBuilder::new(&specs(&state.base));
+        let mut checker = CatalogBuilder::new(&state.base.specs());
         for (at, item) in items.into_iter().enumerate() {
             let place = |error| match error {
                 Error::Invalid { field, message } => Error::invalid(format!("items[{at}].{field}"), message),
@@ -399,8 +399,7 @@ impl LiveCatalog {
         let _bringing = lock(&self.bringing);
         // Before anything is mapped: two snapshots may be resident, and a third must not.
         self.residents.wait_for_room()?;
-        Catalog::verify(path, progress)?;
-        let next = Arc::new(Catalog::open(path)?);
+        let next = Arc::new(Catalog::load(path, progress)?);
         self.check(&next)?;
         self.put(next, carry)
     }
@@ -425,8 +424,7 @@ impl LiveCatalog {
             ));
         };
         self.residents.wait_for_room()?;
-        Catalog::verify(&path, &mut |_, _| {})?;
-        let previous = Arc::new(Catalog::open(&path)?);
+        let previous = Arc::new(Catalog::load(&path, &mut |_, _| {})?);
         self.check(&previous)?;
         self.put(previous, false)
     }
@@ -447,7 +445,7 @@ impl LiveCatalog {
         self.residents.wait_for_room()?;
         let merged = Arc::new(match &delta {
             Some(delta) => Catalog::merged(&base, delta, &dead)?,
-            None => Catalog::merged(&base, &CatalogBuilder::new(&specs(&base)).build()?, &dead)?,
+            None => Catalog::merged(&base, &CatalogBuilder::new(&base.specs()).build()?, &dead)?,
         });
         drop((base, delta));
         let mut state = lock(&self.state);
@@ -490,7 +488,7 @@ impl LiveCatalog {
         }
         let describe = |catalog: &Catalog| {
             let of = |spec: TypeSpec| format!("{} {:?}", spec.name, spec.levels);
-            specs(catalog).into_iter().map(of).collect::<Vec<_>>().join(", ")
+            catalog.specs().into_iter().map(of).collect::<Vec<_>>().join(", ")
         };
         let (own, current) = (describe(next), describe(&current));
         if own != current {

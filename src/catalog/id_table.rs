@@ -65,6 +65,12 @@ impl IdTable {
         &self.slots
     }
 
+    /// The slots that are taken, and the number in each.
+    pub fn numbers(&self) -> impl Iterator<Item = (usize, u32)> + Clone {
+        let taken = self.slots.iter().enumerate().filter(|&(_, &slot)| slot != EMPTY);
+        taken.map(|(at, &slot)| (at, slot & self.mask()))
+    }
+
     /// The number of an id among ids of which `id_of` tells each.
     pub fn find<'a>(&self, id: &[u8], id_of: impl Fn(u32) -> &'a [u8]) -> Option<u32> {
         let hash = xxh3_64(id);

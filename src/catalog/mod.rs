@@ -31,5 +31,6 @@ pub use layout::{Layout, LayoutSpec, LevelTokens, Place, TypeLayout, TypeSpec};
 pub(crate) use mask::MaskBase;
 pub use mask::{Mask, MaskCursor};
 pub use predicate::Predicate;
+pub use snapshot::{SectionInfo, SectionKind, SectionPart, Verified};
 pub use source::{OnError, Progress, Report, read_jsonl, read_jsonl_report};
 pub use strings::{Ends, Strings};

@@ -18,4 +18,5 @@ mod kv;
 mod on_cuda;
 mod ops;
 mod requests;
+mod snapshot;
 mod text;

@@ -6,6 +6,7 @@ use super::super::columns::{Column, Values};
 use super::super::items::TypeItems;
 use super::super::strings::Strings;
 use super::super::{Bitmap, Catalog};
+use super::contents::{self, TypeContents};
 
 /// The number of no type, level or column.
 pub(super) const NONE: u16 = u16::MAX;
@@ -107,6 +108,32 @@ pub(super) struct Key {
 }
 
 impl Key {
+    /// From the table of sections; `None` if there is no such kind, or its elements have another width.
+    pub fn from_bytes(bytes: [u8; 8]) -> Option<Key> {
+        let number = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        let kind = SectionKind::of(number(0))?;
+        let key = Key { kind, item_type: number(2), part: number(4) };
+        (kind.width() == usize::from(number(6))).then_some(key)
+    }
+
+    /// What it is, for a sentence: `labels of type "book", attribute "genres"`.
+    pub fn describe(self, types: &[TypeContents]) -> String {
+        let name = self.kind.name();
+        let Some(of_type) = types.get(usize::from(self.item_type)) else { return name.to_owned() };
+        let part = usize::from(self.part);
+        match self.part {
+            NONE => format!("{name} of type `{}`", of_type.name),
+            _ if self.kind < SectionKind::FirstItems => {
+                format!("{name} of type `{}`, level {part}", of_type.name)
+            }
+            0 => format!("{name} of type `{}`, titles", of_type.name),
+            _ => match of_type.attributes.get(part - 1) {
+                Some((attribute, _)) => format!("{name} of type `{}`, attribute `{attribute}`", of_type.name),
+                None => format!("{name} of type `{}`, column {part}", of_type.name),
+            },
+        }
+    }
+
     /// As the table of sections holds it.
     pub fn to_bytes(self) -> [u8; 8] {
         let numbers = [self.kind as u16, self.item_type, self.part, self.kind.width() as u16];
@@ -128,7 +155,7 @@ pub(super) struct Section<'a> {
 /// All sections, in the order of a file.
 pub(super) fn sections(catalog: &Catalog) -> Vec<Section<'_>> {
     let mut list = List { sections: Vec::new(), item_type: NONE, part: NONE };
-    list.add(SectionKind::Contents, contents(catalog));
+    list.add(SectionKind::Contents, contents::to_bytes(&contents::describe(catalog)));
     for (t, items) in catalog.parts().iter().enumerate() {
         list.item_type = t as u16;
         list.add_type(items);
@@ -217,76 +244,5 @@ impl<'a> List<'a> {
                 self.add(ListBases, bytemuck::cast_slice(labels.ends().bases()));
             }
         }
-    }
-}
-
-/// How a level is stored.
-pub(super) const COLUMN: u8 = 0;
-/// Codes and first SIDs; the children of a node are those SIDs.
-pub(super) const STARTS: u8 = 1;
-/// Codes, first SIDs and first children.
-pub(super) const FIRSTS: u8 = 2;
-
-/// The section from which the lengths of nearly all others follow.
-fn contents(catalog: &Catalog) -> Vec<u8> {
-    let mut out = Writer(Vec::new());
-    out.number(catalog.types().len() as u64);
-    for (name, items) in catalog.types().iter().zip(catalog.parts()) {
-        out.text(name);
-        out.number(items.index.items() as u64);
-        out.number(items.index.sids() as u64);
-        out.number(u64::from(!items.index.preferred().is_empty()));
-        out.number(items.index.levels() as u64);
-        for level in items.index.parts() {
-            out.number(level.codebook as u64);
-            out.number(level.nodes as u64);
-            out.0.push(match (level.start.is_empty(), level.first.is_empty()) {
-                (true, _) => COLUMN,
-                (false, true) => STARTS,
-                (false, false) => FIRSTS,
-            });
-        }
-        out.number(items.attributes.len() as u64);
-        out.column(items.title.as_ref());
-        for (name, column) in &items.attributes {
-            out.text(name);
-            out.column(Some(column));
-        }
-    }
-    out.0
-}
-
-/// Numbers as LEB128 varints, texts with their lengths.
-struct Writer(Vec<u8>);
-
-impl Writer {
-    fn number(&mut self, mut number: u64) {
-        while number >= 0x80 {
-            self.0.push(number as u8 | 0x80);
-            number >>= 7;
-        }
-        self.0.push(number as u8);
-    }
-
-    fn text(&mut self, text: &str) {
-        self.number(text.len() as u64);
-        self.0.extend_from_slice(text.as_bytes());
-    }
-
-    /// Kind, number of values, number of names; a kind of 0 is no column.
-    fn column(&mut self, column: Option<&Column>) {
-        let Some(column) = column else { return self.0.push(0) };
-        let (kind, names) = match column.parts().1 {
-            Values::Bool(_) => (1, 0),
-            Values::Int(_) => (2, 0),
-            Values::Float(_) => (3, 0),
-            Values::Text(_) => (4, 0),
-            Values::Category { names, .. } => (5, names.len()),
-            Values::Labels(labels) => (6, labels.names().len()),
-            Values::Json(_) => (7, 0),
-        };
-        self.0.push(kind);
-        self.number(column.values().len() as u64);
-        self.number(names as u64);
     }
 }

@@ -10,7 +10,7 @@ mod layout;
 mod mask;
 mod order;
 mod predicate;
-mod source;
+pub mod source;
 pub mod synthetic;
 
 pub use array::Array;

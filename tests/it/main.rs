@@ -17,4 +17,5 @@ mod kv;
 mod on_cuda;
 mod ops;
 mod requests;
+mod sources;
 mod text;

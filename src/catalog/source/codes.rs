@@ -61,14 +61,13 @@ impl Coder {
             }
         }
         let types: Vec<&Option<String>> = coder.by_row.iter().map(|(item_type, _)| item_type).collect();
-        for (at, item_type) in types.iter().enumerate() {
-            let path = coder.by_row[at].1.path();
-            if types[..at].contains(item_type) {
-                return Err(Error::file(path, "a second file of codes for the same rows"));
-            }
-            if types.len() > 1 && item_type.is_none() || coder.by_id.is_some() {
-                return Err(Error::file(path, "codes for all rows, beside other codes for some of them"));
-            }
+        if let Some(at) = (1..types.len()).find(|&at| types[..at].contains(&types[at])) {
+            return Err(Error::file(coder.by_row[at].1.path(), "a second file of codes for the same rows"));
+        }
+        let mixed = |at: &usize| types.len() > 1 && types[*at].is_none() || coder.by_id.is_some();
+        if let Some(at) = (0..types.len()).find(mixed) {
+            let message = "codes for all rows, beside other codes for some of them";
+            return Err(Error::file(coder.by_row[at].1.path(), message));
         }
         Ok(coder)
     }

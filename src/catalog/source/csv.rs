@@ -216,22 +216,24 @@ impl Input {
         loop {
             cells.text.resize(text + (2 * written).max(256), 0);
             cells.ends.resize(ends + (2 * cells_read).max(32), 0);
+            // A line end that the file may lack ends the last record, unless that is inside of quotes.
+            let input = if self.ended { b"\n" } else { &self.buffer[self.done..] };
             let (result, bytes, chars, fields) = self.parser.read_record(
-                &self.buffer[self.done..],
+                input,
                 &mut cells.text[text + written..],
                 &mut cells.ends[ends + cells_read..],
             );
-            self.advance(bytes);
+            if !self.ended {
+                self.advance(bytes);
+            }
             (written, cells_read, consumed) = (written + chars, cells_read + fields, consumed + bytes);
             match result {
                 ReadRecordResult::Record => break,
                 ReadRecordResult::End => return Ok(false),
-                ReadRecordResult::InputEmpty => {
-                    self.fill()?;
-                    if self.ended && self.in_quotes() {
-                        return Err(format!("line {line}: a quote in this record is never closed"));
-                    }
+                ReadRecordResult::InputEmpty if self.ended => {
+                    return Err(format!("line {line}: a quote in this record is never closed"));
                 }
+                ReadRecordResult::InputEmpty => self.fill()?,
                 ReadRecordResult::OutputFull | ReadRecordResult::OutputEndsFull => {}
             }
             if consumed > MAX_ROW {
@@ -243,13 +245,5 @@ impl Input {
         cells.ends.truncate(ends + cells_read);
         cells.records.push(Record { line, text, ends, cells: cells_read });
         Ok(true)
-    }
-
-    /// Whether the parser is inside of quotes: a line end given to a copy of it does then not end the record.
-    fn in_quotes(&self) -> bool {
-        let mut copy = self.parser.clone();
-        let (mut text, mut ends) = ([0; 4], [0; 4]);
-        let (result, ..) = copy.read_record(b"\n", &mut text, &mut ends);
-        self.quoting && result == ReadRecordResult::InputEmpty
     }
 }

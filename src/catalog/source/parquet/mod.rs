@@ -128,7 +128,7 @@ impl Groups {
 
 impl RowReader for Groups {
     fn next_batch(&mut self) -> Result<Option<Vec<Row>>> {
-        let columns = self.columns().map_err(|message| {
+        let columns = guarded(|| self.columns()).map_err(|message| {
             let group = self.group.saturating_sub(1);
             Error::file(&self.path, format!("row group {group}, from row {} on: {message}", self.done + 1))
         })?;

@@ -4,15 +4,19 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
+use super::Array;
+
 const WORDS_PER_BLOCK: usize = 8;
 
 /// A fixed number of bits with a directory of counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bitmap {
     len: usize,
-    words: Vec<u64>,
+    words: Array<u64>,
     /// Set bits before each block of words; one more entry for the whole.
-    before: Vec<u32>,
+    before: Array<u32>,
 }
 
 impl Bitmap {
@@ -42,7 +46,27 @@ impl Bitmap {
             count += block.iter().map(|word| word.count_ones()).sum::<u32>();
         }
         before.push(count);
-        Bitmap { len, words, before }
+        Bitmap { len, words: words.into(), before: before.into() }
+    }
+
+    /// As [`Bitmap::from_fn`], but asked in any order and from many threads.
+    pub(super) fn par_from_fn(len: usize, set: impl Fn(usize) -> bool + Sync) -> Bitmap {
+        let word = |first: usize| {
+            (first..len.min(first + 64)).fold(0u64, |word, bit| word | u64::from(set(bit)) << (bit - first))
+        };
+        let words = (0..len.div_ceil(64)).into_par_iter().with_min_len(64).map(|word_at| word(64 * word_at));
+        Bitmap::from_words(len, words.collect())
+    }
+
+    /// A bitmap as a file holds it; `None` if the arrays are not as long as `len` bits need. What they hold is not looked at.
+    pub(super) fn from_parts(len: usize, words: Array<u64>, before: Array<u32>) -> Option<Bitmap> {
+        let fits = words.len() == len.div_ceil(64) && before.len() == Bitmap::counts_of(len);
+        fits.then_some(Bitmap { len, words, before })
+    }
+
+    /// Entries of the directory of a bitmap of `len` bits.
+    pub(super) fn counts_of(len: usize) -> usize {
+        len.div_ceil(64).div_ceil(WORDS_PER_BLOCK) + 1
     }
 
     /// Number of bits.
@@ -61,7 +85,6 @@ impl Bitmap {
     }
 
     /// Set bits before every 512 bits, and at the end of all.
-    #[cfg(any(feature = "cuda", feature = "emulated"))]
     pub(crate) fn counts(&self) -> &[u32] {
         &self.before
     }

@@ -1,178 +1,207 @@
-//! Texts and attribute values, by column.
+//! Attribute values, by column.
 //!
-//! A catalog of ten million items cannot afford an allocation per string or a JSON value per attribute. A column holds one
-//! attribute of one type as plain arrays of its kind; values that are missing take one bit.
+//! A catalog of ten million items cannot afford an allocation per string or a JSON value per attribute. A column holds one attribute of one
+//! type as plain arrays of its kind; values that are missing take one bit. What a column looks like depends on its values by rank alone.
 
-use std::collections::HashMap;
+mod collect;
+mod gather;
 
 use serde_json::Value;
 
-use super::Bitmap;
+use super::strings::{Ends, Strings};
+use super::{Array, Bitmap};
 
-/// Longest string of a column in bytes; keeps the offsets of a block of strings within 32 bits.
-pub(super) const MAX_TEXT: usize = 1 << 20;
+pub(super) use collect::ColumnBuilder;
+pub(super) use gather::gather;
 
-const BLOCK: usize = 2048;
+/// Strings are stored as categories up to this many distinct ones, or an eighth of their number if that is more.
+const FEW_NAMES: usize = 256;
 
-/// Strings in one piece of memory, found by number.
-///
-/// Ends are 32-bit offsets from a 64-bit base per block of strings: half the size of plain 64-bit offsets, without a 4 GiB limit.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Strings {
-    text: String,
-    ends: Vec<u32>,
-    bases: Vec<u64>,
+/// Lists of labels from a sorted dictionary.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    names: Strings,
+    labels: Array<u32>,
+    ends: Ends,
 }
 
-impl Strings {
-    /// Appends a string of at most [`MAX_TEXT`] bytes.
-    pub fn push(&mut self, text: &str) {
-        assert!(text.len() <= MAX_TEXT, "a string of {} bytes", text.len());
-        if self.ends.len().is_multiple_of(BLOCK) {
-            self.bases.push(self.text.len() as u64);
-        }
-        self.text.push_str(text);
-        let base = self.bases[self.ends.len() / BLOCK];
-        self.ends.push((self.text.len() as u64 - base) as u32);
+impl Labels {
+    /// Lists as a file holds them; nothing is looked at.
+    pub(super) fn from_parts(names: Strings, labels: Array<u32>, ends: Ends) -> Labels {
+        Labels { names, labels, ends }
     }
 
-    pub fn get(&self, at: usize) -> &str {
-        let base = self.bases[at / BLOCK];
-        let start = if at.is_multiple_of(BLOCK) { 0 } else { self.ends[at - 1] };
-        &self.text[(base + u64::from(start)) as usize..(base + u64::from(self.ends[at])) as usize]
+    /// The distinct labels, ascending bytewise; a label's number is its place.
+    pub fn names(&self) -> &Strings {
+        &self.names
     }
 
+    /// The numbers of the labels of one list, in the order given, repeats kept.
+    ///
+    /// # Panics
+    /// If there is no such list.
+    #[inline]
+    pub fn list(&self, at: usize) -> &[u32] {
+        &self.labels[self.ends.range(at)]
+    }
+
+    /// All lists, one behind the other.
+    pub fn flat(&self) -> &[u32] {
+        &self.labels
+    }
+
+    /// Where each list ends.
+    pub fn ends(&self) -> &Ends {
+        &self.ends
+    }
+
+    /// Number of lists.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// The strings `numbers`, in that order.
-    pub fn gather(&self, numbers: impl Iterator<Item = u32>) -> Strings {
-        let mut gathered = Strings::default();
-        numbers.for_each(|number| gathered.push(self.get(number as usize)));
-        gathered
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.text.len() + 4 * self.ends.len() + 8 * self.bases.len()
-    }
-
-    /// Feeds everything that tells these strings from others to `feed`.
-    pub fn digest(&self, feed: &mut impl FnMut(&[u8])) {
-        feed(&(self.len() as u64).to_le_bytes());
-        feed(self.text.as_bytes());
-        self.ends.chunks(BLOCK).for_each(|ends| feed(bytemuck::cast_slice(ends)));
-    }
-}
-
-/// Lists of labels from a dictionary.
-#[derive(Clone, Debug, Default)]
-struct Labels {
-    names: Strings,
-    labels: Vec<u32>,
-    /// One past the last label of each list.
-    ends: Vec<usize>,
-}
-
-impl Labels {
-    fn list(&self, at: usize) -> &[u32] {
-        let start = if at == 0 { 0 } else { self.ends[at - 1] };
-        &self.labels[start..self.ends[at]]
-    }
-
-    fn push(&mut self, labels: impl Iterator<Item = u32>) {
-        self.labels.extend(labels);
-        self.ends.push(self.labels.len());
-    }
-
-    fn value(&self, at: usize) -> Value {
-        self.list(at).iter().map(|&label| self.names.get(label as usize)).collect()
+    /// Whether there are no lists.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
     }
 }
 
 /// Values of one kind, those that are missing left out.
-#[derive(Clone, Debug)]
-enum Values {
-    Bool(Vec<bool>),
-    Int(Vec<i64>),
-    Float(Vec<f64>),
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Values {
+    Bool(Bitmap),
+    Int(Array<i64>),
+    Float(Array<f64>),
     Text(Strings),
+    Category { names: Strings, codes: Array<u32> },
     Labels(Labels),
-    /// Whatever is none of the above, or mixes them, as JSON text.
     Json(Strings),
 }
 
-impl Values {
-    /// No values yet, of the kind that holds `value` best.
-    fn like(value: &Value) -> Values {
-        match value {
-            Value::Bool(_) => Values::Bool(Vec::new()),
-            Value::Number(number) if number.is_i64() => Values::Int(Vec::new()),
-            Value::Number(_) => Values::Float(Vec::new()),
-            Value::String(_) => Values::Text(Strings::default()),
-            Value::Array(list) if list.iter().all(Value::is_string) => Values::Labels(Labels::default()),
-            _ => Values::Json(Strings::default()),
+/// The values of a [`Column`] that are present, in rank order.
+#[derive(Clone, Copy, Debug)]
+pub enum ColumnValues<'a> {
+    /// Booleans, a bit each.
+    Bool(&'a Bitmap),
+    /// 64-bit integers.
+    Int(&'a [i64]),
+    /// Floats; a column that holds integers too is one of floats.
+    Float(&'a [f64]),
+    /// Strings of which most differ.
+    Text(&'a Strings),
+    /// Strings of which many are equal.
+    Category {
+        /// The distinct strings, ascending bytewise.
+        names: &'a Strings,
+        /// The place of each value in `names`.
+        codes: &'a [u32],
+    },
+    /// Lists of strings.
+    Labels(&'a Labels),
+    /// Objects and other lists, as JSON text; they cannot be filtered on.
+    Json(&'a Strings),
+}
+
+impl ColumnValues<'_> {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            ColumnValues::Bool(values) => values.len(),
+            ColumnValues::Int(values) => values.len(),
+            ColumnValues::Float(values) => values.len(),
+            ColumnValues::Text(values) | ColumnValues::Json(values) => values.len(),
+            ColumnValues::Category { codes, .. } => codes.len(),
+            ColumnValues::Labels(values) => values.len(),
         }
     }
 
-    fn value(&self, at: usize) -> Value {
-        match self {
-            Values::Bool(values) => values[at].into(),
-            Values::Int(values) => values[at].into(),
-            Values::Float(values) => values[at].into(),
-            Values::Text(values) => values.get(at).into(),
-            Values::Labels(values) => values.value(at),
-            Values::Json(values) => serde_json::from_str(values.get(at)).expect("written by this column"),
-        }
+    /// Whether there are no values.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
-    /// The values `places`, in that order, labels renumbered so that the dictionary is sorted: the
-    /// stored form does not depend on the order in which labels were met.
-    fn gather(&self, places: impl Iterator<Item = usize>) -> Values {
+    /// What such values are, for sentences.
+    pub fn kind(&self) -> &'static str {
         match self {
-            Values::Bool(values) => Values::Bool(places.map(|at| values[at]).collect()),
-            Values::Int(values) => Values::Int(places.map(|at| values[at]).collect()),
-            Values::Float(values) => Values::Float(places.map(|at| values[at]).collect()),
-            Values::Text(values) => Values::Text(values.gather(places.map(|at| at as u32))),
-            Values::Json(values) => Values::Json(values.gather(places.map(|at| at as u32))),
-            Values::Labels(values) => {
-                let mut by_name: Vec<u32> = (0..values.names.len() as u32).collect();
-                by_name.sort_unstable_by_key(|&label| values.names.get(label as usize));
-                let mut number = vec![0; by_name.len()];
-                for (new, &old) in by_name.iter().enumerate() {
-                    number[old as usize] = new as u32;
-                }
-                let mut gathered =
-                    Labels { names: values.names.gather(by_name.into_iter()), ..Labels::default() };
-                for at in places {
-                    gathered.push(values.list(at).iter().map(|&label| number[label as usize]));
-                }
-                Values::Labels(gathered)
-            }
+            ColumnValues::Bool(_) => "booleans",
+            ColumnValues::Int(_) => "integers",
+            ColumnValues::Float(_) => "floats",
+            ColumnValues::Text(_) | ColumnValues::Category { .. } => "strings",
+            ColumnValues::Labels(_) => "lists of strings",
+            ColumnValues::Json(_) => "objects or other lists",
         }
     }
 }
 
-/// An attribute of the items of one type, by rank.
-#[derive(Clone, Debug)]
-pub(super) struct Column {
+/// An attribute of the items of one type, by rank. There is at least one value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Column {
+    len: usize,
     /// Which items have a value; `None`: all.
     present: Option<Bitmap>,
     values: Values,
 }
 
 impl Column {
+    /// A column as a file holds it; the caller has seen to it that there are as many values as `present` says.
+    pub(super) fn from_parts(len: usize, present: Option<Bitmap>, values: Values) -> Column {
+        Column { len, present, values }
+    }
+
+    /// Items of the type, with a value or without.
+    #[expect(clippy::len_without_is_empty, reason = "a type without items has no columns")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Which items have a value; `None` if all have.
+    pub fn present(&self) -> Option<&Bitmap> {
+        self.present.as_ref()
+    }
+
+    /// The values of the items that have one, in rank order.
+    pub fn values(&self) -> ColumnValues<'_> {
+        match &self.values {
+            Values::Bool(values) => ColumnValues::Bool(values),
+            Values::Int(values) => ColumnValues::Int(values),
+            Values::Float(values) => ColumnValues::Float(values),
+            Values::Text(values) => ColumnValues::Text(values),
+            Values::Category { names, codes } => ColumnValues::Category { names, codes },
+            Values::Labels(values) => ColumnValues::Labels(values),
+            Values::Json(values) => ColumnValues::Json(values),
+        }
+    }
+
+    /// The stored arrays.
+    pub(super) fn parts(&self) -> (Option<&Bitmap>, &Values) {
+        (self.present.as_ref(), &self.values)
+    }
+
     /// Place of an item's value among those present.
-    fn place(&self, rank: usize) -> Option<usize> {
+    pub fn place(&self, rank: usize) -> Option<usize> {
         match &self.present {
-            None => Some(rank),
-            Some(present) => present.get(rank).then(|| present.rank(rank)),
+            None => (rank < self.len).then_some(rank),
+            Some(present) => (rank < self.len && present.get(rank)).then(|| present.rank(rank)),
         }
     }
 
     /// The value of an item.
     pub fn value(&self, rank: usize) -> Option<Value> {
-        self.place(rank).map(|at| self.values.value(at))
+        let at = self.place(rank)?;
+        Some(match &self.values {
+            Values::Bool(values) => values.get(at).into(),
+            Values::Int(values) => values[at].into(),
+            Values::Float(values) => values[at].into(),
+            Values::Text(values) => values.get(at).into(),
+            Values::Category { names, codes } => names.get(codes[at] as usize).into(),
+            Values::Labels(values) => {
+                values.list(at).iter().map(|&label| values.names.get(label as usize)).collect()
+            }
+            Values::Json(values) => match serde_json::from_str(values.get(at)) {
+                Ok(value) => value,
+                Err(error) => panic!("value {at} of a catalog that was not verified: {error}"),
+            },
+        })
     }
 
     /// The value of an item, if it is a string.
@@ -180,188 +209,21 @@ impl Column {
         let at = self.place(rank)?;
         match &self.values {
             Values::Text(values) => Some(values.get(at)),
+            Values::Category { names, codes } => Some(names.get(codes[at] as usize)),
             _ => None,
         }
     }
 
+    /// Bytes of the arrays.
     pub fn bytes(&self) -> usize {
         let values = match &self.values {
-            Values::Bool(values) => values.len(),
+            Values::Bool(values) => values.bytes(),
             Values::Int(values) => 8 * values.len(),
             Values::Float(values) => 8 * values.len(),
             Values::Text(values) | Values::Json(values) => values.bytes(),
-            Values::Labels(values) => values.names.bytes() + 4 * values.labels.len() + 8 * values.ends.len(),
+            Values::Category { names, codes } => names.bytes() + 4 * codes.len(),
+            Values::Labels(values) => values.names.bytes() + 4 * values.labels.len() + values.ends.bytes(),
         };
         values + self.present.as_ref().map_or(0, Bitmap::bytes)
-    }
-
-    /// Feeds everything that tells this column from others to `feed`.
-    pub fn digest(&self, feed: &mut impl FnMut(&[u8])) {
-        let present = self.present.as_ref().map_or(&[][..], Bitmap::words);
-        feed(&[u8::from(self.present.is_some())]);
-        feed(bytemuck::cast_slice(present));
-        match &self.values {
-            Values::Bool(values) => {
-                feed(b"bool");
-                values.iter().for_each(|&value| feed(&[u8::from(value)]));
-            }
-            Values::Int(values) => {
-                feed(b"int");
-                feed(bytemuck::cast_slice(values));
-            }
-            Values::Float(values) => {
-                feed(b"float");
-                feed(bytemuck::cast_slice(values));
-            }
-            Values::Text(values) => {
-                feed(b"text");
-                values.digest(feed);
-            }
-            Values::Labels(values) => {
-                feed(b"labels");
-                values.names.digest(feed);
-                feed(bytemuck::cast_slice(&values.labels));
-                values.ends.iter().for_each(|&end| feed(&(end as u64).to_le_bytes()));
-            }
-            Values::Json(values) => {
-                feed(b"json");
-                values.digest(feed);
-            }
-        }
-    }
-}
-
-/// Collects the values of an attribute row by row.
-#[derive(Clone, Debug)]
-pub(super) struct ColumnBuilder {
-    /// Rows with a value, ascending.
-    rows: Vec<u32>,
-    values: Values,
-    /// Numbers of the labels met so far.
-    labels: HashMap<Box<str>, u32>,
-}
-
-impl ColumnBuilder {
-    /// An empty column of the kind that holds `value` best.
-    pub fn like(value: &Value) -> ColumnBuilder {
-        ColumnBuilder { rows: Vec::new(), values: Values::like(value), labels: HashMap::new() }
-    }
-
-    /// Adds the value of `row`, which is above all rows before. Integers become floats beside floats; other mixtures JSON.
-    /// A null is a missing value.
-    pub fn push(&mut self, row: u32, value: &Value) {
-        if value.is_null() {
-            return;
-        }
-        self.rows.push(row);
-        let float = value.as_f64();
-        match (&mut self.values, value, float) {
-            (Values::Bool(values), Value::Bool(value), _) => return values.push(*value),
-            (Values::Int(values), Value::Number(number), Some(float)) => match number.as_i64() {
-                Some(value) => return values.push(value),
-                None => {
-                    let floats = values.iter().map(|&value| value as f64).chain([float]).collect();
-                    self.values = Values::Float(floats);
-                    return;
-                }
-            },
-            (Values::Float(values), _, Some(value)) => return values.push(value),
-            (Values::Text(values), Value::String(text), _) => return values.push(text),
-            (Values::Labels(values), Value::Array(list), _) if list.iter().all(Value::is_string) => {
-                let names = &mut values.names;
-                let numbers = list.iter().filter_map(Value::as_str).map(|label| {
-                    *self.labels.entry(label.into()).or_insert_with(|| {
-                        names.push(label);
-                        names.len() as u32 - 1
-                    })
-                });
-                let numbers: Vec<u32> = numbers.collect();
-                return values.push(numbers.into_iter());
-            }
-            (Values::Json(values), _, _) => return values.push(&value.to_string()),
-            _ => {}
-        }
-        let mut mixed = Strings::default();
-        (0..self.rows.len() - 1).for_each(|at| mixed.push(&self.values.value(at).to_string()));
-        mixed.push(&value.to_string());
-        self.values = Values::Json(mixed);
-    }
-
-    /// The column in the order of ranks: `order[rank]` is a row.
-    pub fn finish(self, order: &[u32]) -> Column {
-        if self.rows.len() == order.len() {
-            let values = self.values.gather(order.iter().map(|&row| row as usize));
-            return Column { present: None, values };
-        }
-        let mut rows = self.rows.iter().copied().peekable();
-        let by_row = Bitmap::from_fn(order.len(), |row| rows.next_if_eq(&(row as u32)).is_some());
-        let present = Bitmap::from_fn(order.len(), |rank| by_row.get(order[rank] as usize));
-        let places = order.iter().map(|&row| row as usize).filter(|&row| by_row.get(row));
-        let values = self.values.gather(places.map(|row| by_row.rank(row)));
-        Column { present: Some(present), values }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn column(values: &[Value], order: &[u32]) -> Column {
-        let first = values.iter().find(|value| !value.is_null()).unwrap_or(&Value::Null);
-        let mut builder = ColumnBuilder::like(first);
-        values.iter().enumerate().for_each(|(row, value)| builder.push(row as u32, value));
-        builder.finish(order)
-    }
-
-    #[test]
-    fn values_come_back_in_rank_order() {
-        let tables = [
-            (json!([true, null, false]), "Bool"),
-            (json!([-3, 9_223_372_036_854_775_807i64, 5]), "Int"),
-            (json!([0.5, null, 1e300]), "Float"),
-            (json!(["", "ä", "x"]), "Text"),
-            (json!([["b", "a"], [], ["a", "a"]]), "Labels"),
-            (json!([{"a": 1}, [1, 2], null]), "Json"),
-            (json!([1, "one", null]), "Json"),
-            (json!([["a"], "a", [2]]), "Json"),
-            (json!([null, null, null]), "Json"),
-        ];
-        for (values, kind) in tables {
-            let values = values.as_array().unwrap().clone();
-            let column = column(&values, &[2, 0, 1]);
-            let name = format!("{:?}", column.values);
-            assert!(name.starts_with(kind), "{values:?} is {name}");
-            for (rank, row) in [2, 0, 1].into_iter().enumerate() {
-                let expected = Some(values[row].clone()).filter(|value| !value.is_null());
-                assert_eq!(column.value(rank), expected, "{values:?} at {rank}");
-            }
-        }
-    }
-
-    #[test]
-    fn integers_beside_floats_become_floats() {
-        let column = column(&[json!(1), json!(2.5), json!(18_446_744_073_709_551_615u64)], &[0, 1, 2]);
-        assert!(matches!(&column.values, Values::Float(v) if v[..2] == [1.0, 2.5] && v[2] > 1e19));
-    }
-
-    #[test]
-    fn digests_see_the_labels_but_not_the_order_they_were_met_in() {
-        let digest = |values: &[Value], order: &[u32]| {
-            let mut bytes = Vec::new();
-            column(values, order).digest(&mut |part| bytes.extend_from_slice(part));
-            bytes
-        };
-        let (a, b) = (json!(["a", "b"]), json!(["c"]));
-        assert_eq!(digest(&[a.clone(), b.clone()], &[0, 1]), digest(&[b.clone(), a.clone()], &[1, 0]));
-        assert_ne!(digest(&[a.clone(), b.clone()], &[0, 1]), digest(&[a, b], &[1, 0]));
-    }
-
-    #[test]
-    fn strings_cross_blocks() {
-        let mut strings = Strings::default();
-        (0..3 * BLOCK + 5).for_each(|at| strings.push(&"x".repeat(at % 3)));
-        assert!((0..3 * BLOCK + 5).all(|at| strings.get(at).len() == at % 3));
     }
 }

@@ -16,7 +16,9 @@
 
 use std::cmp::Ordering;
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::Array;
 use super::order::{self, Sorted};
 use crate::error::{Error, Result};
 use crate::ids::{Rank, SidIndex};
@@ -75,13 +77,13 @@ pub enum Entries<'a> {
 }
 
 /// One level; `start` is empty in a column, and `first` where it would equal `start` (before a column).
-#[derive(Debug)]
-struct Level {
-    codebook: usize,
-    nodes: usize,
-    codes: Vec<u16>,
-    first: Vec<u32>,
-    start: Vec<u32>,
+#[derive(Clone, Debug)]
+pub(super) struct Level {
+    pub codebook: usize,
+    pub nodes: usize,
+    pub codes: Array<u16>,
+    pub first: Array<u32>,
+    pub start: Array<u32>,
 }
 
 impl Level {
@@ -95,14 +97,16 @@ impl Level {
     }
 }
 
-/// The trie of one type.
-#[derive(Debug)]
+/// The trie of one type; cloning shares its arrays.
+#[derive(Clone, Debug)]
 pub struct TypeIndex {
-    levels: Vec<Level>,
+    levels: Arc<[Level]>,
     sids: usize,
     items: usize,
     /// `[sids + 1]` first rank of each SID; empty if no two items share a SID.
-    first_item: Vec<u32>,
+    first_item: Array<u32>,
+    /// `[items]` the ranks of each SID by popularity; empty where that is the order of ranks.
+    preferred: Array<u32>,
 }
 
 impl TypeIndex {
@@ -133,7 +137,14 @@ impl TypeIndex {
             first_item.push(items as u32);
         }
         let levels = build_levels(codebooks, columns, &differs);
-        Ok((TypeIndex { levels, sids: differs.len(), items, first_item }, order))
+        let index = TypeIndex {
+            levels: levels.into(),
+            sids: differs.len(),
+            items,
+            first_item: first_item.into(),
+            preferred: Array::default(),
+        };
+        Ok((index, order))
     }
 
     /// Builds the trie of row-major `tuples`; items of one SID keep the order of their rows.
@@ -142,6 +153,37 @@ impl TypeIndex {
     /// As [`TypeIndex::build`].
     pub fn from_tuples(codebooks: &[usize], tuples: &[u16]) -> Result<TypeIndex> {
         Ok(TypeIndex::build(codebooks, tuples, |_, _| Ordering::Equal)?.0)
+    }
+
+    /// A trie as a file holds it; the caller has seen to the lengths of the arrays.
+    pub(super) fn from_parts(
+        levels: Vec<Level>,
+        items: usize,
+        first_item: Array<u32>,
+        preferred: Array<u32>,
+    ) -> TypeIndex {
+        let sids = first_item.len().checked_sub(1).unwrap_or(items);
+        TypeIndex { levels: levels.into(), sids, items, first_item, preferred }
+    }
+
+    /// The stored arrays of all levels.
+    pub(super) fn parts(&self) -> &[Level] {
+        &self.levels
+    }
+
+    /// The first rank of each SID, and one past the last rank; empty if no two items share a SID.
+    pub(super) fn first_item(&self) -> &Array<u32> {
+        &self.first_item
+    }
+
+    /// The ranks of each SID by popularity; empty where that is the order of ranks.
+    pub(super) fn preferred(&self) -> &Array<u32> {
+        &self.preferred
+    }
+
+    /// The same trie with another order among the items of a SID: each SID's ranks, permuted.
+    pub(super) fn with_preferred(&self, preferred: Array<u32>) -> TypeIndex {
+        TypeIndex { preferred, ..self.clone() }
     }
 
     /// Levels of a SID.
@@ -252,7 +294,16 @@ impl TypeIndex {
         }
     }
 
-    /// The items of a SID, most popular first.
+    /// The items of a SID, most popular first, then by id.
+    ///
+    /// That is the order of ranks until [`super::Catalog::with_popularity`] changes it.
+    pub fn by_popularity(&self, sid: SidIndex) -> impl ExactSizeIterator<Item = Rank> + use<'_> {
+        let ranks = self.ranks(sid);
+        let preferred = self.preferred.get(ranks.start as usize..ranks.end as usize);
+        ranks.enumerate().map(move |(at, rank)| Rank(preferred.map_or(rank, |preferred| preferred[at])))
+    }
+
+    /// The ranks of the items of a SID.
     #[inline]
     pub fn ranks(&self, sid: SidIndex) -> Range<u32> {
         match self.has_collisions() {
@@ -294,17 +345,10 @@ impl TypeIndex {
         codes.iter().enumerate().try_fold(self.root(), descend).map(|node| SidIndex(node.first))
     }
 
-    /// Feeds the codes of `level` and their bounds to `feed`, for a digest of the catalog.
-    pub(super) fn digest_level(&self, level: usize, feed: &mut impl FnMut(&[u8])) {
-        let level = &self.levels[level];
-        feed(bytemuck::cast_slice(&level.codes));
-        feed(bytemuck::cast_slice(&level.start));
-    }
-
     /// Bytes of the arrays.
     pub fn bytes(&self) -> usize {
         let level = |l: &Level| 2 * l.codes.len() + 4 * (l.first.len() + l.start.len());
-        self.levels.iter().map(level).sum::<usize>() + 4 * self.first_item.len()
+        self.levels.iter().map(level).sum::<usize>() + 4 * (self.first_item.len() + self.preferred.len())
     }
 }
 
@@ -465,12 +509,13 @@ fn build_levels(codebooks: &[usize], columns: Vec<Vec<u16>>, differs: &[u8]) -> 
         let mut built = Level {
             codebook: codebooks[level],
             nodes: nodes[level],
-            codes,
-            first: Vec::new(),
-            start: Vec::new(),
+            codes: Array::default(),
+            first: Array::default(),
+            start: Array::default(),
         };
-        if explicit(level) {
-            make_explicit(&mut built, level as u8, differs, explicit(level + 1));
+        match explicit(level) {
+            true => make_explicit(&mut built, &codes, level as u8, differs, explicit(level + 1)),
+            false => built.codes = codes.into(),
         }
         levels.push(built);
     }
@@ -478,23 +523,24 @@ fn build_levels(codebooks: &[usize], columns: Vec<Vec<u16>>, differs: &[u8]) -> 
 }
 
 /// Which array tells where the children of an explicit level begin is decided by how the next level is stored.
-fn make_explicit(built: &mut Level, level: u8, differs: &[u8], next_is_explicit: bool) {
+fn make_explicit(built: &mut Level, column: &[u16], level: u8, differs: &[u8], next_is_explicit: bool) {
     let mut codes = Vec::with_capacity(built.nodes);
-    built.start.reserve_exact(built.nodes + 1);
+    let mut start = Vec::with_capacity(built.nodes + 1);
+    let mut first = Vec::new();
     let mut children = 0;
     for (sid, &differs) in differs.iter().enumerate() {
         if differs <= level {
-            codes.push(built.codes[sid]);
-            built.start.push(sid as u32);
+            codes.push(column[sid]);
+            start.push(sid as u32);
             if next_is_explicit {
-                built.first.push(children);
+                first.push(children);
             }
         }
         children += u32::from(differs <= level + 1);
     }
-    built.start.push(differs.len() as u32);
+    start.push(differs.len() as u32);
     if next_is_explicit {
-        built.first.push(children);
+        first.push(children);
     }
-    built.codes = codes;
+    (built.codes, built.first, built.start) = (codes.into(), first.into(), start.into());
 }

@@ -258,11 +258,11 @@ impl Mask {
     /// The alive items of a SID, most popular first.
     pub fn alive_ranks<'a>(
         &'a self,
-        index: &TypeIndex,
+        index: &'a TypeIndex,
         sid: SidIndex,
     ) -> impl Iterator<Item = Rank> + use<'a> {
-        let ranks = if self.sids.contains(sid.0) { index.ranks(sid) } else { 0..0 };
-        ranks.filter(|&rank| self.items.as_ref().is_none_or(|items| items.contains(rank))).map(Rank)
+        let ranks = self.sids.contains(sid.0).then(|| index.by_popularity(sid)).into_iter().flatten();
+        ranks.filter(|&rank| self.items.as_ref().is_none_or(|items| items.contains(rank.0)))
     }
 
     /// Whether nothing is masked at all, so that a search need not ask.

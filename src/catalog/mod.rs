@@ -2,24 +2,33 @@
 
 mod array;
 mod bitmap;
+mod builder;
 mod columns;
 mod detect;
+mod id_table;
 mod index;
+mod intern;
 mod items;
 mod layout;
 mod mask;
 mod order;
 mod predicate;
+mod snapshot;
 pub mod source;
+mod strings;
 pub mod synthetic;
 
 pub use array::Array;
 pub use bitmap::Bitmap;
 pub use index::{Child, Children, Entries, MAX_CODES, MAX_LEVELS, Node, TypeIndex};
-pub use items::{Catalog, CatalogBuilder, Item, ItemRecord};
+pub use builder::CatalogBuilder;
+pub use columns::{Column, ColumnValues, Labels};
+pub use items::{Catalog, Item, ItemRecord};
 pub use layout::{Layout, LayoutSpec, LevelTokens, Place, TypeLayout, TypeSpec};
 #[cfg(any(feature = "cuda", feature = "emulated"))]
 pub(crate) use mask::MaskBase;
 pub use mask::{Mask, MaskCursor};
 pub use predicate::Predicate;
+pub use snapshot::{SectionInfo, SectionKind, SectionPart, Verified};
 pub use source::{OnError, Progress, Report, read_jsonl, read_jsonl_report};
+pub use strings::{Ends, Strings};

@@ -17,5 +17,6 @@ mod kv;
 mod on_cuda;
 mod ops;
 mod requests;
+mod snapshot;
 mod sources;
 mod text;

@@ -1,0 +1,4 @@
+//! Catalogs as columns and as files, against the records they were made from.
+
+mod columns;
+mod random;

@@ -16,7 +16,7 @@ mod mask;
 mod order;
 mod predicate;
 mod snapshot;
-mod source;
+pub mod source;
 mod strings;
 pub mod synthetic;
 mod view;

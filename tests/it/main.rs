@@ -20,4 +20,5 @@ mod on_cuda;
 mod ops;
 mod requests;
 mod snapshot;
+mod sources;
 mod text;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::handle::{Engine, EngineBuilder};
-use crate::catalog::{Catalog, CatalogBuilder, Layout, LayoutSpec, Progress, read_jsonl, synthetic};
+use crate::catalog::source::{Mapping, Progress, Sources};
+use crate::catalog::{Catalog, CatalogBuilder, Layout, LayoutSpec, synthetic};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::tiny::{DemoSpec, demo};
@@ -69,7 +70,7 @@ impl EngineBuilder {
         let path = path.as_ref();
         let catalog = match Catalog::is_snapshot(path) {
             true => Catalog::load(path, progress)?,
-            false => read_jsonl(&[path], &layout.specs(), progress)?,
+            false => Sources::new().file(path, Mapping::default()).read(&layout.specs(), progress)?.0,
         };
         Ok(self.catalog(Arc::new(catalog)))
     }

@@ -459,7 +459,7 @@ fn a_broken_catalog_or_layout_is_refused_with_file_and_line() {
     run(&args).failed(1, &["no.jsonl", "No such file"]);
     let weights = files.path("model").join("model.safetensors").display().to_string();
     let args = ["generate", "--model", &model, "--catalog", &weights, "--prompt", "a"];
-    run(&args).failed(1, &["model.safetensors", "line 1"]);
+    run(&args).failed(1, &["model.safetensors", ".jsonl", ".parquet"]);
     let layout = files.write("layout.json", "{\"types\": [],\n \"opener\": 1}");
     let args = ["generate", "--model", &model, "--layout", &layout, "--prompt", "a"];
     run(&args).failed(1, &["layout.json", "line 2", "opener"]);

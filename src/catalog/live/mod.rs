@@ -429,6 +429,34 @@ impl LiveCatalog {
         self.put(previous, false)
     }
 
+    /// Gives items other popularities without rebuilding anything: tries, ids and attributes are shared with the snapshot before. Unknown ids are
+    /// counted.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the first value that is not finite; as [`LiveCatalog::swap`].
+    pub fn set_popularity(&self, values: &[(impl AsRef<str> + Send + Sync, f64)]) -> Result<Change> {
+        let _bringing = lock(&self.bringing);
+        self.residents.wait_for_room()?;
+        let base = lock(&self.state).base.clone();
+        let (next, mut unknown) = base.with_popularity_of(values)?;
+        let next = Arc::new(next);
+        let mut state = lock(&self.state);
+        let mut journal = state.journal.clone();
+        for (id, value) in values {
+            if let Some((at, item)) = journal.added.get_mut(id.as_ref()) {
+                (*at, item.popularity) = (state.revision + 1, *value);
+                unknown -= usize::from(base.find(id.as_ref()).is_none());
+            }
+        }
+        drop(base);
+        let (delta, dead) = derive(&next, &journal)?;
+        let old = self.replace(&mut state, next, journal, delta, dead);
+        drop(state);
+        self.residents.retire(old);
+        let view = self.view().name().to_owned();
+        Ok(Change { view, changed: values.len() - unknown, unknown, discarded: 0 })
+    }
+
     /// Makes one snapshot of the present one and all changes, in memory, and puts it in its place.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ fn any_order_of_changes_leaves_what_was_asked_for() {
         let live = live_of(records.clone());
         let mut model = Model::new(records.clone());
         for _ in 0..25 {
-            match random.random_range(0..10) {
+            match random.random_range(0..11) {
                 0..=3 => {
                     let mut added: Vec<ItemRecord> = Vec::new();
                     for _ in 0..random.random_range(1..8) {
@@ -78,6 +78,20 @@ fn any_order_of_changes_leaves_what_was_asked_for() {
                     model.denied.retain(|id| !some.contains(id));
                 }
                 8 => {
+                    let mut values: Vec<(String, f64)> = Vec::new();
+                    for id in ids(&model, &mut random, 20) {
+                        if values.iter().all(|(known, _)| *known != id) {
+                            values.push((id, f64::from(random.random_range(0..9u8))));
+                        }
+                    }
+                    live.set_popularity(&values).unwrap();
+                    for (id, value) in values {
+                        if let Some(item) = model.items.get_mut(&id) {
+                            item.popularity = value;
+                        }
+                    }
+                }
+                9 => {
                     live.compact().unwrap();
                     let stats = live.stats();
                     assert_eq!((stats.added, stats.removed), (0, 0));

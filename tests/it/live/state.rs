@@ -277,11 +277,7 @@ fn rolling_back_brings_the_snapshot_before() {
     assert_eq!(live.view().name(), name);
     // And forth again, from memory that is still held, or not at all: it has no file.
     drop(held);
-    let start = Instant::now();
-    while live.stats().resident > 1 {
-        assert!(start.elapsed() < Duration::from_secs(5), "an old snapshot stays: {:?}", live.stats());
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    settled(&live);
     assert!(live.rollback().unwrap_err().to_string().contains("made in memory"));
     assert_eq!(live.view().name(), name);
 }
@@ -294,4 +290,71 @@ fn snapshots_of_other_types_are_refused() {
     let other = sidereal::catalog::synthetic::uniform(&types, 30, 1).unwrap();
     let error = live.swap(Arc::new(other), false).unwrap_err().to_string();
     assert!(error.contains("book [8, 8, 9]") && error.contains("book [8, 8, 8]"), "{error}");
+}
+
+/// Waits until one snapshot is left in memory.
+fn settled(live: &LiveCatalog) {
+    let start = Instant::now();
+    while live.stats().resident > 1 {
+        assert!(start.elapsed() < Duration::from_secs(5), "an old snapshot stays: {:?}", live.stats());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn files_are_loaded_and_mapped_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = [0, 1].map(|skip| {
+        let path = folder.path().join(format!("{skip}.catalog"));
+        catalog_of(tiny_records().into_iter().skip(skip)).write(&path, &mut |_, _| {}).unwrap();
+        path
+    });
+    let live = live_of(tiny_records().into_iter().skip(7).collect());
+    let mut told = 0;
+    for path in &paths {
+        live.load(path, false, &mut |done, total| told = done * 100 / total).unwrap();
+        assert_eq!(told, 100);
+        settled(&live);
+    }
+    assert_eq!(live.view().base().len(), tiny_records().len() - 1);
+    live.deny(&["book:3"]).unwrap();
+    live.rollback().unwrap();
+    settled(&live);
+    assert_eq!(live.view().base().len(), tiny_records().len());
+    assert_eq!(live.view().base().source_path(), Some(&*paths[0]));
+    let mut model = Model::new(tiny_records());
+    model.denied.insert("book:3".to_owned());
+    model.assert_seen(&live, None, None);
+    // And forth again.
+    live.rollback().unwrap();
+    assert_eq!(live.view().base().source_path(), Some(&*paths[1]));
+    assert_eq!(live.stats().most_resident, 2);
+}
+
+#[test]
+fn a_damaged_file_is_refused_and_the_running_snapshot_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("next.catalog");
+    catalog_of(tiny_records().into_iter().skip(1)).write(&path, &mut |_, _| {}).unwrap();
+    let sound = std::fs::read(&path).unwrap();
+    let live = live_of(tiny_records());
+    live.add(vec![new_book("a", [0, 0, 0], 1.0)]).unwrap();
+    let before = live.stats();
+    let mut random = StdRng::seed_from_u64(5);
+    for _ in 0..200 {
+        let mut bytes = sound.clone();
+        if random.random_bool(0.3) {
+            bytes.truncate(random.random_range(0..bytes.len()));
+        } else {
+            let at = random.random_range(0..bytes.len());
+            bytes[at] ^= 1 << random.random_range(0..8);
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        let error = live.load(&path, false, &mut |_, _| {}).unwrap_err();
+        assert!(matches!(&error, Error::File { path: place, .. } if *place == path), "{error}");
+        assert_eq!(live.stats(), before);
+    }
+    std::fs::write(&path, &sound).unwrap();
+    assert_eq!(live.load(&path, false, &mut |_, _| {}).unwrap().discarded, 1);
+    assert!(live.load(&folder.path().join("none"), false, &mut |_, _| {}).is_err());
 }

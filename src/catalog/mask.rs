@@ -10,8 +10,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Bitmap, TypeIndex};
+use super::{Bitmap, TypeIndex, filter};
 use crate::ids::{Rank, SidIndex};
+
+/// That many dead are always kept in a list.
+const FEW_DEAD: usize = 4096;
+/// One dead of so many is where a list (of 32 bits each) becomes a quarter of the bitmap that replaces it.
+const SHARE_OF_DEAD: usize = 128;
 
 /// A set of numbers below a bound: a base less the dead.
 #[derive(Clone, Debug)]
@@ -84,16 +89,52 @@ impl Set {
         }
     }
 
-    /// The set without `gone` (sorted, distinct).
+    fn bytes(&self) -> usize {
+        let base = match &self.base {
+            Base::All => 0,
+            Base::Bits(bits) => bits.bytes(),
+            Base::List(list) => 4 * list.len(),
+        };
+        base + 4 * self.dead.len()
+    }
+
+    /// The set without `gone` (ascending).
     fn without(&self, gone: &[u32]) -> Set {
-        if let Base::List(list) = &self.base {
-            let kept = list.iter().copied().filter(|at| gone.binary_search(at).is_err()).collect();
-            return Set::new(self.len as usize, Base::List(kept));
+        if gone.is_empty() {
+            return self.clone();
         }
-        let mut dead: Vec<u32> = gone.iter().copied().filter(|&at| self.contains(at)).collect();
-        dead.extend_from_slice(&self.dead);
-        dead.sort_unstable();
-        Set { len: self.len, base: self.base.clone(), dead: dead.into() }
+        if let Base::List(list) = &self.base {
+            return Set::new(self.len as usize, Base::List(difference(list, gone).into()));
+        }
+        let mut dead = Vec::with_capacity(self.dead.len() + gone.len());
+        let mut rest: &[u32] = &self.dead;
+        for &at in gone {
+            let (before, from) = rest.split_at(ahead(rest, at));
+            dead.extend_from_slice(before);
+            rest = from;
+            let in_base = match &self.base {
+                Base::Bits(bits) => at < self.len && bits.get(at as usize),
+                _ => at < self.len,
+            };
+            if in_base && rest.first() != Some(&at) {
+                dead.push(at);
+            }
+        }
+        dead.extend_from_slice(rest);
+        let set = Set { len: self.len, base: self.base.clone(), dead: dead.into() };
+        if set.dead.len() > FEW_DEAD.max(self.len as usize / SHARE_OF_DEAD) { set.folded() } else { set }
+    }
+
+    /// The same set with a bitmap for a base and none dead.
+    fn folded(&self) -> Set {
+        let words = self.len.div_ceil(64) as usize;
+        let mut words = match &self.base {
+            Base::Bits(bits) => bits.words().to_vec(),
+            _ => vec![u64::MAX; words],
+        };
+        self.dead.iter().for_each(|&at| words[at as usize / 64] &= !(1 << (at % 64)));
+        let bits = Bitmap::from_words(self.len as usize, words);
+        Set::new(self.len as usize, Base::Bits(Arc::new(bits)))
     }
 
     /// The part of a sorted list that lies in `range`.
@@ -104,10 +145,17 @@ impl Set {
         if none { &[] } else { &from[..from.partition_point(|&at| at < range.end)] }
     }
 
-    /// What of `kept` (sorted, distinct) is in the set.
+    /// What of `kept` (ascending) is in the set.
     fn within(&self, kept: &[u32]) -> Set {
-        let list = kept.iter().copied().filter(|&at| self.contains(at)).collect();
-        Set::new(self.len as usize, Base::List(list))
+        let kept: Vec<u32> = match &self.base {
+            Base::All => kept[..ahead(kept, self.len)].to_vec(),
+            Base::Bits(bits) => {
+                let known = kept[..ahead(kept, self.len)].iter().copied();
+                known.filter(|&at| bits.get(at as usize)).collect()
+            }
+            Base::List(list) => intersection(list, kept),
+        };
+        Set::new(self.len as usize, Base::List(difference(&kept, &self.dead).into()))
     }
 }
 
@@ -125,11 +173,85 @@ fn cut_below(list: &mut &[u32], bound: u32) -> usize {
     count
 }
 
+/// How many numbers of an ascending list are below `bound`, found in steps that double: cheap where there are few, and in a long list.
+#[inline]
+fn ahead(list: &[u32], bound: u32) -> usize {
+    let mut step = 1;
+    while list.get(step - 1).is_some_and(|&at| at < bound) {
+        step *= 2;
+    }
+    let (from, to) = (step / 2, list.len().min(step - 1));
+    from + list[from..to].partition_point(|&at| at < bound)
+}
+
+/// What of an ascending list is not in another.
+fn difference(list: &[u32], gone: &[u32]) -> Vec<u32> {
+    let mut kept = Vec::with_capacity(list.len());
+    let (mut rest, mut gone) = (list, gone);
+    while let (Some(&first), false) = (rest.first(), gone.is_empty()) {
+        gone = &gone[ahead(gone, first)..];
+        let Some(&next) = gone.first() else { break };
+        let (before, from) = rest.split_at(ahead(rest, next));
+        kept.extend_from_slice(before);
+        rest = &from[usize::from(from.first() == Some(&next))..];
+    }
+    kept.extend_from_slice(rest);
+    kept
+}
+
+/// What two ascending lists share.
+fn intersection(a: &[u32], b: &[u32]) -> Vec<u32> {
+    let (mut few, mut many) = if a.len() < b.len() { (a, b) } else { (b, a) };
+    let mut shared = Vec::new();
+    while let Some((&first, rest)) = few.split_first() {
+        many = &many[ahead(many, first)..];
+        if many.first() == Some(&first) {
+            shared.push(first);
+        }
+        few = rest;
+    }
+    shared
+}
+
+/// The numbers in order, each once.
 fn sorted(numbers: impl Iterator<Item = u32>) -> Vec<u32> {
     let mut numbers: Vec<u32> = numbers.collect();
-    numbers.sort_unstable();
-    numbers.dedup();
+    if !numbers.is_sorted_by(|a, b| a < b) {
+        numbers.sort_unstable();
+        numbers.dedup();
+    }
     numbers
+}
+
+/// The SIDs of ascending ranks of an index whose items share SIDs, each SID once.
+///
+/// Where items lie is guessed from how many there are, twice, before it is sought: the guesses do not wait for each other's
+/// memory, as the steps of a search do.
+fn sids_of(index: &TypeIndex, ranks: &[u32]) -> Vec<u32> {
+    let first_item = &index.first_item()[..index.sids()];
+    let density = index.sids() as f64 / index.items().max(1) as f64;
+    let guess = |from: usize, rank: u32| {
+        let distance = (f64::from(rank) - f64::from(first_item[from])) * density;
+        ((from as f64 + distance).max(0.0) as usize).min(first_item.len() - 1)
+    };
+    let guesses: Vec<usize> = ranks.iter().map(|&rank| guess(guess(0, rank), rank)).collect();
+    let mut sids: Vec<u32> = Vec::with_capacity(ranks.len());
+    for (&rank, guess) in ranks.iter().zip(guesses) {
+        // The last SID that begins at the rank or before it.
+        let after = if first_item[guess] <= rank {
+            guess + ahead(&first_item[guess..], rank + 1)
+        } else {
+            let mut step = 1;
+            while step <= guess && first_item[guess - step] > rank {
+                step *= 2;
+            }
+            let from = guess.saturating_sub(step);
+            from + first_item[from..guess].partition_point(|&first| first <= rank)
+        };
+        sids.push(after as u32 - 1);
+    }
+    sids.dedup();
+    sids
 }
 
 /// Liveness of one type's items for one request; answers for any node in `O(1)`, or `O(log n)` in the length of its lists.
@@ -163,10 +285,7 @@ impl Mask {
         if !index.has_collisions() {
             return Mask { sids: Set::new(index.sids(), Base::Bits(Arc::new(alive))), items: None };
         }
-        let sids = Bitmap::from_fn(index.sids(), |sid| {
-            let ranks = index.ranks(SidIndex(sid as u32));
-            alive.any(ranks.start as usize..ranks.end as usize)
-        });
+        let sids = Bitmap::from_words(index.sids(), filter::alive_sids(index.first_item(), &alive));
         Mask {
             sids: Set::new(index.sids(), Base::Bits(Arc::new(sids))),
             items: Some(Set::new(index.items(), Base::Bits(Arc::new(alive)))),
@@ -182,11 +301,13 @@ impl Mask {
         // An item may be left alive here below a SID that was excluded as a whole: the SID decides.
         let items = items.within(&kept);
         let Base::List(alive) = &items.base else { unreachable!("`within` makes lists") };
-        let sids = self.sids.within(&sorted(alive.iter().map(|&rank| index.sid_of(Rank(rank)).0)));
+        let sids = self.sids.within(&sids_of(index, alive));
         Mask { sids, items: Some(items) }
     }
 
     /// This mask without these items (any order, duplicates allowed; ranks that do not exist are ignored).
+    ///
+    /// A list that ascends is merged as it is. When a hundredth or so of everything is dead, the dead become a bitmap, of this mask's own.
     pub fn excluding(&self, index: &TypeIndex, ranks: &[Rank]) -> Mask {
         let bound = index.items() as u32;
         let gone = sorted(ranks.iter().map(|rank| rank.0).filter(|&rank| rank < bound));
@@ -194,9 +315,12 @@ impl Mask {
             return Mask { sids: self.sids.without(&gone), items: None };
         };
         let items = items.without(&gone);
-        let mut touched: Vec<u32> = gone.iter().map(|&rank| index.sid_of(Rank(rank)).0).collect();
-        touched.dedup();
-        touched.retain(|&sid| !items.any(&index.ranks(SidIndex(sid))));
+        let mut touched = sids_of(index, &gone);
+        // Most SIDs have one item, and it is gone.
+        touched.retain(|&sid| {
+            let ranks = index.ranks(SidIndex(sid));
+            ranks.len() == 1 || !items.any(&ranks)
+        });
         Mask { sids: self.sids.without(&touched), items: Some(items) }
     }
 
@@ -263,6 +387,11 @@ impl Mask {
     ) -> impl Iterator<Item = Rank> + use<'a> {
         let ranks = self.sids.contains(sid.0).then(|| index.by_popularity(sid)).into_iter().flatten();
         ranks.filter(|&rank| self.items.as_ref().is_none_or(|items| items.contains(rank.0)))
+    }
+
+    /// Bytes of bitmaps and lists, those shared with other masks included.
+    pub fn bytes(&self) -> usize {
+        self.sids.bytes() + self.items.as_ref().map_or(0, Set::bytes)
     }
 
     /// Whether nothing is masked at all, so that a search need not ask.

@@ -5,6 +5,7 @@ mod bitmap;
 mod builder;
 mod columns;
 mod detect;
+mod filter;
 mod id_table;
 mod index;
 mod intern;
@@ -23,6 +24,7 @@ pub use bitmap::Bitmap;
 pub use index::{Child, Children, Entries, MAX_CODES, MAX_LEVELS, Node, TypeIndex};
 pub use builder::CatalogBuilder;
 pub use columns::{Column, ColumnValues, Labels};
+pub use filter::{CacheLimits, CacheUse, Filter, FilterCache, FilterLimits, FilterSet};
 pub use items::{Catalog, Item, ItemRecord};
 pub use layout::{Layout, LayoutSpec, LevelTokens, Place, TypeLayout, TypeSpec};
 #[cfg(any(feature = "cuda", feature = "emulated"))]

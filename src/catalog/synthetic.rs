@@ -3,13 +3,21 @@
 //! Catalogs have exactly the number of distinct SIDs asked for, since that is what speed and memory depend on. Draws are counter-based
 //! (a hash of seed, round and number), so that they can run in parallel and still do not depend on the number of threads.
 
+mod attributes;
+
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use attributes::Source;
+
+use super::columns::Column;
+use super::items::TypeItems;
 use super::layout::check_levels;
 use super::order::bits;
+use super::strings::StringsBuilder;
 use super::{Catalog, CatalogBuilder, ItemRecord, LayoutSpec, TypeIndex, TypeSpec};
 use crate::error::{Error, Result};
 
@@ -92,22 +100,55 @@ pub fn uniform(types: &[TypeSpec], items: usize, seed: u64) -> Result<Catalog> {
 /// # Errors
 /// As [`tuples`], and as [`CatalogBuilder::build`].
 pub fn catalog(types: &[TypeSpec], items: usize, skew: Skew, seed: u64) -> Result<Catalog> {
-    let mut builder = CatalogBuilder::new(types);
+    by_columns(types, items, skew, seed, |_, _| BTreeMap::new())
+}
+
+/// The same with attributes: `year` (an integer from 1950 to 2024), `price` (a float, missing for one item in ten), `fresh` (true for one
+/// in five), `genres` (none to three of 24 labels), `lang` (one of 30 strings, missing for one in fifty).
+///
+/// # Errors
+/// As [`catalog`].
+pub fn catalog_with_attributes(types: &[TypeSpec], items: usize, skew: Skew, seed: u64) -> Result<Catalog> {
+    by_columns(types, items, skew, seed, |t, count| Source { seed, t }.columns(count).into_iter().collect())
+}
+
+/// A catalog made column by column: ten million records would take longer to write down than to index.
+fn by_columns(
+    types: &[TypeSpec],
+    items: usize,
+    skew: Skew,
+    seed: u64,
+    attributes: impl Fn(usize, usize) -> BTreeMap<String, Column>,
+) -> Result<Catalog> {
+    // Whatever is wrong with the types is wrong without items too.
+    CatalogBuilder::new(types).build()?;
+    let mut complete = Vec::with_capacity(types.len());
     for (at, spec) in types.iter().enumerate() {
         let count = items / types.len() + usize::from(at < items % types.len());
         let sids = tuples(&spec.levels, count, skew, seed.wrapping_add(at as u64))?;
-        for (number, sid) in sids.chunks_exact(spec.levels.len()).enumerate() {
+        let popularity = |number: usize| {
             let place = Random::new(seed, at as u64, number as u64).below(count);
-            builder.push(ItemRecord {
-                id: format!("{}:{number}", spec.name),
-                item_type: spec.name.clone(),
-                popularity: (count as f64 / (place + 1) as f64).round(),
-                sid: sid.to_vec(),
-                ..ItemRecord::default()
-            })?;
+            (count as f64 / (place + 1) as f64).round()
+        };
+        let mut ids = StringsBuilder::default();
+        let mut id = String::new();
+        for number in 0..count {
+            id.clear();
+            id.push_str(&spec.name);
+            id.push(':');
+            id.push_str(&number.to_string());
+            ids.push(&id);
         }
+        complete.push(TypeItems {
+            // The tuples are sorted and distinct: an item's number is its rank.
+            index: TypeIndex::from_tuples(&spec.levels, &sids)?,
+            ids: ids.finish(),
+            popularity: (0..count).into_par_iter().map(popularity).collect::<Vec<f64>>().into(),
+            title: None,
+            attributes: attributes(at, count),
+        });
     }
-    builder.build()
+    Ok(Catalog::seal(types.iter().map(|spec| spec.name.clone()).collect(), complete))
 }
 
 /// What draws depend on.
@@ -360,6 +401,45 @@ mod tests {
         assert!(message(&[2], 1, Skew::Zipf(f64::NAN)).contains("exponent NaN"));
         assert_eq!("zipf:1.5".parse::<Skew>().unwrap(), Skew::Zipf(1.5));
         assert!("zipf:-1".parse::<Skew>().is_err() && "even".parse::<Skew>().is_err());
+    }
+
+    #[test]
+    fn columns_are_what_records_would_have_made() {
+        let spec = |name: &str, levels: &[usize]| TypeSpec {
+            name: name.into(),
+            levels: levels.to_vec(),
+            token: "<s_{letter}_{code}>".into(),
+        };
+        for (types, items) in [
+            (vec![spec("a", &[16, 16])], 0),
+            (vec![spec("a", &[16, 16]), spec("b", &[64])], 1),
+            (vec![spec("a", &[16, 16]), spec("b", &[64])], 2),
+            (vec![spec("a", &[16, 16]), spec("b", &[64])], 7),
+            (vec![spec("a", &[64, 64, 64]), spec("b", &[64, 64])], 2600),
+        ] {
+            let made = catalog_with_attributes(&types, items, Skew::Uniform, 5).unwrap();
+            let mut builder = CatalogBuilder::new(&types);
+            for (t, spec) in types.iter().enumerate() {
+                let t = crate::ids::TypeId(t as u16);
+                for rank in 0..made.index(t).items() as u32 {
+                    let item = made.item(t, crate::ids::Rank(rank));
+                    let attributes = made.attributes().iter();
+                    builder
+                        .push(ItemRecord {
+                            id: item.id().to_owned(),
+                            item_type: spec.name.clone(),
+                            popularity: item.popularity(),
+                            sid: item.codes(),
+                            attributes: attributes
+                                .filter_map(|name| Some((name.clone(), item.attribute(name)?)))
+                                .collect(),
+                            ..ItemRecord::default()
+                        })
+                        .unwrap();
+                }
+            }
+            assert_eq!(builder.build().unwrap().snapshot(), made.snapshot(), "{items} items");
+        }
     }
 
     #[test]

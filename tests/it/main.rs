@@ -8,6 +8,7 @@ mod catalog;
 mod cli;
 mod devices;
 mod engine;
+mod filters;
 mod golden;
 mod grounded_small;
 #[cfg(any(feature = "cuda", feature = "emulated"))]

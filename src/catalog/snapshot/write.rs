@@ -30,7 +30,8 @@ impl Catalog {
         let path = path.as_ref();
         let fail = |error: io::Error| Error::file(path, format!("cannot be written: {error}"));
         let (temporary, file) = create(path).map_err(fail)?;
-        let done = self.write_to(file, progress).and_then(|()| std::fs::rename(&temporary, path));
+        let done = self.write_to(&file, progress).and_then(|()| file.sync_all());
+        let done = done.and_then(|()| std::fs::rename(&temporary, path));
         if let Err(error) = done {
             // The first error is the one to tell; the file may be gone already.
             let _ = std::fs::remove_file(&temporary);
@@ -39,7 +40,7 @@ impl Catalog {
         sync_folder(path).map_err(fail)
     }
 
-    fn write_to(&self, mut file: File, progress: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+    fn write_to(&self, mut file: impl Write, progress: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
         let sections = sections(self);
         let lengths: Vec<_> = sections
             .iter()
@@ -68,11 +69,11 @@ impl Catalog {
         }
         pad(&mut file, &mut at, file_length)?;
         progress(at, file_length);
-        file.sync_all()
+        Ok(())
     }
 }
 
-fn pad(file: &mut File, at: &mut u64, to: u64) -> io::Result<()> {
+fn pad(file: &mut impl Write, at: &mut u64, to: u64) -> io::Result<()> {
     file.write_all(&[0; format::ALIGN][..(to - *at) as usize])?;
     *at = to;
     Ok(())
@@ -106,4 +107,40 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::synthetic;
+    use super::*;
+
+    /// A disk with so many bytes left.
+    struct Disk(usize);
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.0 == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let taken = bytes.len().min(self.0);
+            self.0 -= taken;
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_wherever_it_is_met() {
+        let catalog = synthetic::tiny();
+        let mut length = 0;
+        catalog.write_to(Disk(usize::MAX), &mut |_, total| length = total as usize).unwrap();
+        for left in (0..length).step_by(97).chain([63, 64, length - 1]) {
+            let error = catalog.write_to(Disk(left), &mut |_, _| ()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{left} bytes left");
+        }
+        catalog.write_to(Disk(length), &mut |_, _| ()).unwrap();
+    }
 }

@@ -1,6 +1,7 @@
 //! The command line. Results go to standard output, everything else to standard error; exit codes: 0 done, 1 failed, 2 usage.
 
 mod bench;
+mod catalog;
 mod doctor;
 mod generate;
 mod gpus;
@@ -24,6 +25,9 @@ struct Cli {
 enum Command {
     /// Answer one prompt, or a file of requests.
     Generate(Box<generate::Generate>),
+    /// Build catalogs, look into them, check them.
+    #[command(subcommand)]
+    Catalog(Box<catalog::Commands>),
     /// Measure a model on this machine, with the limit beside the figure.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -38,6 +42,7 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match Cli::parse().command {
         Command::Generate(command) => command.run(),
+        Command::Catalog(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Doctor(command) => command.run(),
     };

@@ -137,8 +137,13 @@ impl Files {
 
 #[test]
 fn every_command_explains_itself() {
-    let commands: [(&[&str], &[&str]); 5] = [
-        (&[], &["generate", "bench", "doctor"]),
+    let commands: [(&[&str], &[&str]); 10] = [
+        (&[], &["generate", "catalog", "bench", "doctor"]),
+        (&["catalog"], &["build", "inspect", "verify", "generate"]),
+        (&["catalog", "build"], &["--layout", "--model", "--mapping", "--codes", "--on-error", "--out"]),
+        (&["catalog", "inspect"], &["--json", "--mapping", "--codes"]),
+        (&["catalog", "verify"], &[]),
+        (&["catalog", "generate"], &["--items", "--levels", "--skew", "--seed", "--type", "--attributes"]),
         (
             &["generate"],
             &["--model", "--catalog", "--prompt", "--output", "--types", "-n", "--beam-width", "--requests"],

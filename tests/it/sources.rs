@@ -6,6 +6,8 @@ mod malformed;
 mod mappings;
 #[cfg(feature = "parquet")]
 mod parquets;
+#[cfg(feature = "cli")]
+mod program;
 
 use std::path::{Path, PathBuf};
 

@@ -26,9 +26,8 @@ ARGS_SIZE(SidLevel, 48);
 
 constexpr uint32_t MASK_ALL = 0, MASK_BITS = 1, MASK_LIST = 2;
 
-// A requested type of a search and what of it is alive: a base less the dead (src/catalog/mask.rs).
-struct SidType {
-    const SidLevel* levels;     // [depth]
+// What of a trie is alive: a base less the dead (src/catalog/mask.rs).
+struct SidMask {
     const uint64_t* words;      // MASK_BITS: [ceil(sids / 64)]
     const uint32_t* before;     // MASK_BITS: set bits before each 8 words
     const uint32_t* list;       // MASK_LIST: [list_len], sorted
@@ -36,13 +35,25 @@ struct SidType {
     uint32_t list_len;
     uint32_t dead_len;
     uint32_t base;              // MASK_*
+    uint32_t reserved;
+};
+ARGS_SIZE(SidMask, 48);
+
+// A requested type of a search. Beside the snapshot's trie there may be a delta's, of the same depth and codebooks: a node is then a pair, and a code
+// that both have is one child, alive if it is in either. SIDs that only the delta has are numbered behind the snapshot's.
+struct SidType {
+    const SidLevel* levels;     // [depth]
+    const SidLevel* delta;      // [depth]; null: there is none
+    SidMask mask;
+    SidMask delta_mask;
     uint32_t depth;
     uint32_t item_type;
     uint32_t class_base;        // class of code 0 of the first level
     uint32_t uses_base;         // place of code 0 in SidSearch.uses
+    uint32_t sids;              // of the snapshot
     uint32_t reserved[3];
 };
-ARGS_SIZE(SidType, 80);
+ARGS_SIZE(SidType, 144);
 
 // A path of a list.
 struct SidEntry {
@@ -55,7 +66,9 @@ struct SidEntry {
     float score;
     float phi;                  // drawn paths: log-probability at the temperature, and the same, perturbed
     float perturbed;
-    uint32_t reserved[3];
+    uint32_t delta_first;       // its node in the delta
+    uint32_t delta_end;
+    uint32_t reserved;
 };
 ARGS_SIZE(SidEntry, 48);
 
@@ -163,13 +176,19 @@ struct SidSlot {
     uint32_t siblings;          // first slot of the step at the first level of several types, else NONE
     uint32_t kind;              // KIND_*
     uint32_t codebook;
+    const SidLevel* delta;      // KIND_DELTA: its level, and its node there, which has children
+    uint32_t delta_first;
+    uint32_t delta_end;
 };
-ARGS_SIZE(SidSlot, 96);
+ARGS_SIZE(SidSlot, 112);
 
 constexpr uint32_t KIND_RUNS = 1;       // children are runs of equal codes, else every entry is one
 constexpr uint32_t KIND_GENERAL = 2;    // normalised over alive children, or drawn
 constexpr uint32_t KIND_GROUPED = 4;    // scored group after group by sid_select_general
 constexpr uint32_t KIND_MASKED = 8;     // liveness must be asked
+constexpr uint32_t KIND_DELTA = 16;     // there are children in the delta
+constexpr uint32_t KIND_DELTA_RUNS = 32;
+constexpr uint32_t BESIDE = NONE - 1;   // entry of a child that only the delta has; no trie has that many
 
 struct SidScore {
     float norm;                 // logarithm of the normaliser

@@ -3,7 +3,7 @@
 // One block per head group (type, level). Its candidates are listed by the host, which does not know what the step before chose; those
 // whose beam is live and of the group's type are kept, in the order of the list, so that the product's input and the places of its results do not
 // depend on timing. Per kept candidate: its row of the plan in `list`, its SidSlot. Per group: a RowGroup with how many there are.
-// Nothing of size: 16 bytes read and 96 written per row.
+// Nothing of size: 16 bytes read and 112 written per row.
 #include "device.cuh"
 #include "sid.cuh"
 
@@ -16,6 +16,17 @@ struct Kept {
     uint32_t slot_at;
     SidSlot slot;
 };
+
+// Adds what the delta has of a node.
+DEVICE_INLINE void add_delta(SidSlot& out, const SidLevel* level, uint32_t first, uint32_t end, bool last) {
+    if (first >= end) return;
+    out.delta = level;
+    out.delta_first = first;
+    out.delta_end = end;
+    // Few rows have a part in a delta: they take the general road, and the plain one stays as narrow as it is.
+    if (!(out.kind & KIND_GROUPED)) out.kind |= KIND_GENERAL;
+    out.kind |= KIND_DELTA | (level->start == nullptr && !last ? KIND_DELTA_RUNS : 0u);
+}
 
 // Looks a candidate up. Whatever the records hold, nothing beyond the buffers is touched.
 DEVICE_INLINE bool resolve(const SidGatherArgs& a, const SidCandidate& candidate, const SidHeadGroup& group, uint32_t& slot_at, SidSlot& out) {
@@ -51,7 +62,7 @@ DEVICE_INLINE bool resolve(const SidGatherArgs& a, const SidCandidate& candidate
     out.room = step.room;
     out.siblings = first && search->type_count > 1 ? step.slot_first : NONE;
     out.kind = (level.start == nullptr && !last ? KIND_RUNS : 0u) | (search->groups > 1 ? KIND_GROUPED : general ? KIND_GENERAL : 0u) |
-               (type.base != MASK_ALL || type.dead_len > 0 ? KIND_MASKED : 0u);
+               (type.mask.base != MASK_ALL || type.mask.dead_len > 0 ? KIND_MASKED : 0u);
     out.codebook = level.codebook;
     out.norm_at = NONE;
     if (search->normalizer == NORM_VOCABULARY) {
@@ -59,7 +70,11 @@ DEVICE_INLINE bool resolve(const SidGatherArgs& a, const SidCandidate& candidate
         if (norm_at >= a.max_norms) return false;
         out.norm_at = static_cast<uint32_t>(norm_at);
     }
-    if (first) return candidate.at == candidate.place && uint64_t(step.slot_first) + search->type_count <= a.max_slots;
+    const SidLevel* const delta = type.delta != nullptr ? type.delta + step.level : nullptr;
+    if (first) {
+        if (delta != nullptr) add_delta(out, delta, 0, delta->entries, last);
+        return candidate.at == candidate.place && uint64_t(step.slot_first) + search->type_count <= a.max_slots;
+    }
     if (candidate.at >= search->view.live) return false;
     const uint32_t place = search->rows[candidate.at];
     const SidEntry& entry = search->lists[search->parity][place];
@@ -70,6 +85,7 @@ DEVICE_INLINE bool resolve(const SidGatherArgs& a, const SidCandidate& candidate
     out.score = entry.score;
     out.phi = entry.phi;
     out.perturbed = entry.perturbed;
+    if (delta != nullptr) add_delta(out, delta, entry.delta_first, entry.delta_end, last);
     return true;
 }
 

@@ -64,6 +64,44 @@ struct Family {
     }
 };
 
+// The entries of a pair of nodes in the order of codes, the snapshot's first where they are equal: what the host's order of sums is made of.
+struct Merged {
+    const uint16_t* codes;      // from the node's first on
+    const uint16_t* delta;
+    uint32_t base_len;
+    uint32_t delta_len;
+
+    DEVICE_INLINE uint64_t len() const { return uint64_t(base_len) + delta_len; }
+    // How many of the first `at` are the snapshot's.
+    DEVICE_INLINE uint32_t split(uint64_t at) const {
+        uint32_t low = at > delta_len ? static_cast<uint32_t>(at - delta_len) : 0, high = static_cast<uint32_t>(min(at, uint64_t(base_len)));
+        while (low < high) {
+            const uint32_t middle = low + (high - low) / 2;
+            if (codes[middle] <= delta[at - 1 - middle]) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        return low;
+    }
+    // Whether the one at `at` begins a child; which, and its code.
+    DEVICE_INLINE bool child(const Source& s, uint64_t at, uint32_t& entry, uint32_t& code) const {
+        const uint32_t i = split(at), j = static_cast<uint32_t>(at - i);
+        const bool in_base = i < base_len && (j >= delta_len || codes[i] <= delta[j]);
+        const uint16_t* const own = in_base ? codes + i : delta + j;
+        entry = in_base ? s.first + i : BESIDE;
+        code = *own;
+        return !(s.kind & (in_base ? KIND_RUNS : KIND_DELTA_RUNS)) || (in_base ? i : j) == 0 || own[-1] != code;
+    }
+};
+
+DEVICE_INLINE Merged merged_of(const Source& s) {
+    if (!(s.kind & KIND_DELTA)) return {s.codes + s.first, nullptr, s.end - s.first, 0};
+    const SidSlot& slot = *s.slot;
+    return {s.codes + s.first, slot.delta->codes + slot.delta_first, s.end - s.first, slot.delta_end - slot.delta_first};
+}
+
 // A logit at a temperature; 0 stands for none.
 DEVICE_INLINE float scaled(float logit, float temperature) { return temperature == 0.0f ? logit : dev::div_rn(logit, temperature); }
 
@@ -75,17 +113,17 @@ static __device__ __noinline__ float family_log_sum(const SidStepArgs& a, const 
     SidSearch& search = *slot.search;
     const bool skips_taken = temperature != 0.0f;
     const auto counts = [&](const Source& source, uint32_t entry, uint32_t code) {
-        return is_alive(source, entry, code) && (!skips_taken || is_free(search, source, entry));
+        return is_alive_in_either(source, entry, code) && (!skips_taken || is_free(search, source, entry, code));
     };
     float largest = elementary::MINUS_INFINITY;
     for (uint32_t i = 0; i < family.size(); i++) {
         const Source source = source_of(family.member(i), family.args->logits);
-        for_each_child(source, [&](uint32_t entry, uint32_t code) {
+        for_each_of_both(source, [&](uint32_t entry, uint32_t code) {
             const float logit = source.logits[code];
             const bool nan = elementary::is_nan(logit);
             const float value = scaled(logit, temperature);
             if (!nan && !(value > largest)) return;
-            if (nan ? is_alive(source, entry, code) : counts(source, entry, code)) {
+            if (nan ? is_alive_in_either(source, entry, code) : counts(source, entry, code)) {
                 if (nan) atomicOr(&search.fault, 1u);
                 largest = nan ? largest : value;
             }
@@ -97,23 +135,24 @@ static __device__ __noinline__ float family_log_sum(const SidStepArgs& a, const 
     uint32_t before = 0;        // children before the chunk
     for (uint32_t i = 0; i < family.size(); i++) {
         const Source source = source_of(family.member(i), family.args->logits);
-        uint64_t begin = source.first;
-        while (begin < source.end) {
-            if ((source.kind & KIND_RUNS) && begin > source.first) {
+        const Merged merged = merged_of(source);
+        uint64_t begin = 0;
+        while (begin < merged.len()) {
+            if ((source.kind & KIND_RUNS) && begin > 0) {
                 // A chunk within one run is left behind together with the rest of the run.
-                const uint32_t last = static_cast<uint32_t>(min(begin + THREADS, uint64_t(source.end))) - 1, code = source.codes[begin - 1];
-                if (source.codes[last] == code) {
-                    begin = warp_run_end(source.codes, last + 1, source.end, code);
+                const uint64_t chunk_end = min(begin + THREADS, merged.len());
+                const uint32_t from = source.first + merged.split(begin), to = source.first + merged.split(chunk_end);
+                if (from > source.first && to - from == chunk_end - begin && source.codes[to - 1] == source.codes[from - 1]) {
+                    begin += warp_run_end(source.codes, to, source.end, source.codes[to - 1]) - from;
                     continue;
                 }
             }
             const uint64_t at = begin + threadIdx.x;
-            bool child = at < source.end;
+            bool child = at < merged.len();
             float value = 0.0f;
             if (child) {
-                const uint32_t code = source.codes[at];
-                child = !(source.kind & KIND_RUNS) || at == source.first || source.codes[at - 1] != code;
-                child = child && counts(source, static_cast<uint32_t>(at), code);
+                uint32_t entry, code;
+                child = merged.child(source, at, entry, code) && counts(source, entry, code);
                 if (child) value = elementary::exp(dev::sub_rn(scaled(source.logits[code], temperature), largest));
             }
             uint32_t total;
@@ -144,7 +183,7 @@ DEVICE_INLINE elementary::Noise noise_of(const SidSearch& search, const SidType&
 // A child's log-probability at the temperature plus its noise.
 DEVICE_INLINE float perturbed_alone(const Source& s, const elementary::Noise& noise, float temperature, float phi, float drawn_norm, uint32_t entry, uint32_t code) {
     const float log_q = elementary::log_probability(dev::div_rn(s.logits[code], temperature), drawn_norm);
-    return dev::add_rn(elementary::add_score(phi, log_q), noise.gumbel_of_child(first_sid(s, entry)));
+    return dev::add_rn(elementary::add_score(phi, log_q), noise.gumbel_of_child(identity(s, entry, code)));
 }
 
 // The largest perturbed score of the family's children that are alive and not taken.
@@ -155,9 +194,9 @@ static __device__ __noinline__ float family_largest(const SidStepArgs& a, const 
     for (uint32_t i = 0; i < family.size(); i++) {
         const Source source = source_of(family.member(i), family.args->logits);
         const elementary::Noise noise = noise_of(search, source.type(), slot.level_index, group);
-        for_each_child(source, [&](uint32_t entry, uint32_t code) {
+        for_each_of_both(source, [&](uint32_t entry, uint32_t code) {
             const float own = perturbed_alone(source, noise, search.temperature, slot.phi, drawn_norm, entry, code);
-            if (own > largest && is_alive(source, entry, code) && is_free(search, source, entry)) largest = own;
+            if (own > largest && is_alive_in_either(source, entry, code) && is_free(search, source, entry, code)) largest = own;
         });
     }
     return block_max(largest, s.sums);
@@ -180,7 +219,7 @@ DEVICE_INLINE bool general_candidate(const Row& row, uint32_t entry, uint32_t co
         score = elementary::add_score(slot.score, elementary::log_probability(logit, row.norm));
         if (!nan && elementary::ordered(score) < floor) return false;
     }
-    if (!is_alive(s, entry, code) || !is_free(search, s, entry)) return false;
+    if (!is_alive_in_either(s, entry, code) || !is_free(search, s, entry, code)) return false;
     if (nan) {
         atomicOr(&search.fault, 1u);
         return false;
@@ -227,7 +266,7 @@ static __device__ __noinline__ void score_general(const SidStepArgs& a, const Si
     } else {
         const uint32_t floor = s.floor;
         uint32_t bound = floor;
-        count = best_children(s, row.source, slot.room, slot.width, bound, [&](uint32_t entry, uint32_t code, uint32_t floor, float& failed, uint64_t& key) {
+        count = best_children<true>(s, row.source, slot.room, slot.width, bound, [&](uint32_t entry, uint32_t code, uint32_t floor, float& failed, uint64_t& key) {
             return general_candidate(row, entry, code, floor, failed, key);
         });
         if (threadIdx.x == 0 && bound > floor && search.cap == 0) atomicMax(&search.floor, bound);

@@ -40,25 +40,25 @@ DEVICE_INLINE uint32_t count_sorted(const uint32_t* list, uint32_t len, uint32_t
 }
 
 // Set bits before `end`.
-DEVICE_INLINE uint32_t bit_rank(const SidType& type, uint32_t end) {
+DEVICE_INLINE uint32_t bit_rank(const SidMask& mask, uint32_t end) {
     const uint32_t word = end / 64, block = word / 8;
-    uint32_t count = type.before[block];
-    for (uint32_t w = block * 8; w < word; w++) count += __popcll(type.words[w]);
-    if (end % 64 != 0) count += __popcll(type.words[word] & ((1ull << (end % 64)) - 1));
+    uint32_t count = mask.before[block];
+    for (uint32_t w = block * 8; w < word; w++) count += __popcll(mask.words[w]);
+    if (end % 64 != 0) count += __popcll(mask.words[word] & ((1ull << (end % 64)) - 1));
     return count;
 }
 
 // Whether any SID of [first, end) is alive.
-static __device__ __noinline__ bool any_alive(const SidType& type, uint32_t first, uint32_t end) {
+static __device__ __noinline__ bool any_alive(const SidMask& mask, uint32_t first, uint32_t end) {
     if (first >= end) return false;
     uint32_t alive = end - first;
-    if (type.base == MASK_BITS) {
-        alive = alive == 1 ? type.words[first / 64] >> (first % 64) & 1 : bit_rank(type, end) - bit_rank(type, first);
-    } else if (type.base == MASK_LIST) {
-        alive = count_sorted(type.list, type.list_len, first, end);
+    if (mask.base == MASK_BITS) {
+        alive = alive == 1 ? mask.words[first / 64] >> (first % 64) & 1 : bit_rank(mask, end) - bit_rank(mask, first);
+    } else if (mask.base == MASK_LIST) {
+        alive = count_sorted(mask.list, mask.list_len, first, end);
     }
-    if (alive == 0 || alive > type.dead_len) return alive > 0;
-    return alive > count_sorted(type.dead, type.dead_len, first, end);
+    if (alive == 0 || alive > mask.dead_len) return alive > 0;
+    return alive > count_sorted(mask.dead, mask.dead_len, first, end);
 }
 
 DEVICE_INLINE unsigned long long taken_key(uint32_t place, uint32_t sid) { return (static_cast<unsigned long long>(place) << 32 | sid) + 1; }
@@ -158,6 +158,38 @@ DEVICE_INLINE void for_each_child(const Source& s, Visit visit) {
         }
         chunk += WARPS;
     }
+}
+
+// Calls visit(BESIDE, code) for every child that the delta's node has, spread over the block's threads. A delta is small: no run is long enough
+// to be skipped.
+template <class Visit>
+DEVICE_INLINE void for_each_beside(const SidSlot& slot, Visit visit) {
+    const uint16_t* const codes = slot.delta->codes;
+    for (uint64_t at = uint64_t(slot.delta_first) + threadIdx.x; at < slot.delta_end; at += THREADS) {
+        const uint32_t code = codes[at];
+        if (!(slot.kind & KIND_DELTA_RUNS) || at == slot.delta_first || codes[at - 1] != code) visit(BESIDE, code);
+    }
+}
+
+// Calls visit(entry, code) for every child of a pair of nodes; a code that both have is visited twice, and only the snapshot's entry is alive.
+template <class Visit>
+DEVICE_INLINE void for_each_of_both(const Source& s, Visit visit) {
+    for_each_child(s, visit);
+    if (s.kind & KIND_DELTA) for_each_beside(*s.slot, visit);
+}
+
+// The first entry of [first, end) that a code leads to, or NONE.
+static __device__ __noinline__ uint32_t entry_of(const uint16_t* codes, uint32_t first, uint32_t end, uint32_t code) {
+    uint32_t high = end;
+    while (first < high) {
+        const uint32_t middle = first + (high - first) / 2;
+        if (codes[middle] < code) {
+            first = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return first < end && codes[first] == code ? first : NONE;
 }
 
 // ---------------------------------------------------------------------------------------------------- log-sum-exp of a codebook
@@ -287,12 +319,50 @@ DEVICE_INLINE bool is_alive(const Source& s, uint32_t entry, uint32_t code) {
     if (!(s.kind & KIND_MASKED)) return true;
     uint32_t first, end;
     sids_of(s, entry, code, first, end);
-    return any_alive(s.type(), first, end);
+    return any_alive(s.type().mask, first, end);
 }
 
-DEVICE_INLINE bool is_free(const SidSearch& search, const Source& s, uint32_t entry) {
+// Whether the delta has a code of a node, and alive; of the delta's own entries, those that the snapshot has not.
+static __device__ __noinline__ bool is_alive_beside(const SidSlot& slot, uint32_t own, uint32_t code) {
+    if (own == BESIDE && entry_of(slot.level->codes, slot.first, slot.end, code) != NONE) return false;
+    const SidLevel& level = *slot.delta;
+    const uint32_t entry = entry_of(level.codes, slot.delta_first, slot.delta_end, code);
+    if (entry == NONE) return false;
+    uint32_t first = entry, end = entry + 1;
+    if (level.start != nullptr) {
+        first = level.start[entry];
+        end = level.start[entry + 1];
+    } else if (slot.kind & KIND_DELTA_RUNS) {
+        end = run_end(level.codes, entry + 1, slot.delta_end, code);
+    }
+    return any_alive(slot.type->delta_mask, first, end);
+}
+
+// Whether a child of a pair is alive. What both have is the snapshot's entry; the delta's entry of it is none.
+DEVICE_INLINE bool is_alive_in_either(const Source& s, uint32_t entry, uint32_t code) {
+    if (entry != BESIDE) {
+        if (is_alive(s, entry, code)) return true;
+        if (!(s.kind & KIND_DELTA)) return false;
+    }
+    return is_alive_beside(*s.slot, entry, code);
+}
+
+// The number of the first SID below a code that only the delta has.
+static __device__ __noinline__ uint32_t sid_beside(const SidSlot& slot, uint32_t code) {
+    if (!(slot.kind & KIND_DELTA)) return NONE;
+    const uint32_t found = entry_of(slot.delta->codes, slot.delta_first, slot.delta_end, code);
+    if (found == NONE) return NONE;
+    return slot.type->sids + (slot.delta->start != nullptr ? slot.delta->start[found] : found);
+}
+
+// What identifies a child of a pair: the first SID below it.
+DEVICE_INLINE uint32_t identity(const Source& s, uint32_t entry, uint32_t code) {
+    return entry != BESIDE ? first_sid(s, entry) : sid_beside(*s.slot, code);
+}
+
+DEVICE_INLINE bool is_free(const SidSearch& search, const Source& s, uint32_t entry, uint32_t code) {
     if (search.taken == nullptr) return true;
-    return !is_taken(search.taken, s.slot->place, first_sid(s, entry));
+    return !is_taken(search.taken, s.slot->place, identity(s, entry, code));
 }
 
 // The score that decides the choice.
@@ -301,15 +371,22 @@ DEVICE_INLINE float charge(const SidSearch& search, const SidType& type, float s
     return dev::sub_rn(score, dev::mul_rn(search.penalty, static_cast<float>(search.uses[type.uses_base + code])));
 }
 
-// The best children of a row on the plain road: those that might be among the best `width`, in `s.best`; returns how many.
-template <class Candidate>
+// The best children of a row: those that might be among the best `width`, in `s.best`; returns how many. With DELTA, of a pair of nodes.
+template <bool DELTA, class Candidate>
 DEVICE_INLINE uint32_t best_children(RowShared& s, const Source& source, uint32_t room, uint32_t width, uint32_t& bound, Candidate candidate) {
-    return best_of(s.best, room, width, source.end - source.first > room, bound, [&](uint32_t& floor, auto visit) {
+    bool many = source.end - source.first > room;
+    if (DELTA && (source.kind & KIND_DELTA)) many = uint64_t(source.end - source.first) + (source.slot->delta_end - source.slot->delta_first) > room;
+    return best_of(s.best, room, width, many, bound, [&](uint32_t& floor, auto visit) {
         float failed = elementary::MINUS_INFINITY;
-        for_each_child(source, [&](uint32_t entry, uint32_t code) {
+        const auto offer = [&](uint32_t entry, uint32_t code) {
             uint64_t key;
             if (candidate(entry, code, floor, failed, key)) visit(key, entry);
-        });
+        };
+        if constexpr (DELTA) {
+            for_each_of_both(source, offer);
+        } else {
+            for_each_child(source, offer);
+        }
     });
 }
 
@@ -358,7 +435,7 @@ DEVICE_INLINE LogSum plain_norm(const SidStepArgs& a, const SidSlot& slot, RowSh
     return own;
 }
 
-// Scores a row whose normaliser is its codebook's or the vocabulary's.
+// Scores a row whose normaliser is its codebook's or the vocabulary's, and which has no part in a delta.
 DEVICE_INLINE void score_plain(const SidStepArgs& a, const SidSlot& slot, uint32_t slot_at, RowShared& s) {
     // Rows ahead of this one may have raised it: what is below has no chance any more. All threads go by one value of it.
     if (threadIdx.x == 0) s.floor = slot.search->cap != 0 ? 0 : *const_cast<const volatile uint32_t*>(&slot.search->floor);
@@ -375,7 +452,7 @@ DEVICE_INLINE void score_plain(const SidStepArgs& a, const SidSlot& slot, uint32
             const float from = slot.score;
             const uint32_t parent = slot.parent;
             uint32_t bound = floor;
-            score.count = best_children(s, source, slot.room, slot.width, bound, [&](uint32_t entry, uint32_t code, uint32_t floor, float&, uint64_t& key) {
+            score.count = best_children<false>(s, source, slot.room, slot.width, bound, [&](uint32_t entry, uint32_t code, uint32_t floor, float&, uint64_t& key) {
                 return plain_candidate(source, from, sum.norm, parent, entry, code, floor, key);
             });
             if (threadIdx.x == 0 && bound > floor && slot.search->cap == 0) atomicMax(&slot.search->floor, bound);

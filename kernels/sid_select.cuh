@@ -136,12 +136,23 @@ DEVICE_INLINE uint32_t choose(const Choice& c, Best<N>& best, SelectShared& s) {
 
 DEVICE_INLINE uint32_t token_of(const SidLevel& level, uint32_t code) { return level.tokens != nullptr ? level.tokens[code] : level.first_token + code; }
 
+// The node that an entry leads to, below a node that ends at `end`.
+DEVICE_INLINE void child_node(const SidLevel& level, uint32_t runs, uint32_t entry, uint32_t end, uint32_t code, uint32_t& first_child, uint32_t& end_child) {
+    if (level.first != nullptr) {
+        first_child = level.first[entry];
+        end_child = level.first[entry + 1];
+    } else {
+        first_child = entry;
+        end_child = runs ? run_end(level.codes, entry + 1, end, code) : entry + 1;
+    }
+}
+
 // The path that a chosen candidate leads to, but for its live row, which is counted by the caller; sets the row of the parent and the link.
 DEVICE_INLINE SidEntry follow(const Choice& c, uint64_t key, uint32_t ref, uint32_t link_at, uint32_t& parent_row, SidLink& link) {
     SidSearch& search = *c.search;
     const uint32_t parent = parent_of(key), code = code_of(key);
     if (ref == STAYS) return c.list()[parent];
-    SidEntry from{NONE, 0, parent, 0, 0, 0, 0.0f, 0.0f, 0.0f, {}};
+    SidEntry from{NONE, 0, parent, 0, 0, 0, 0.0f, 0.0f, 0.0f, 0, 0, 0};
     if (c.level > 0) from = c.list()[parent];
     const uint32_t slot_at = c.step.slot_first + ref / c.step.room;
     const SidSlot& slot = c.args->slots[slot_at];
@@ -149,7 +160,9 @@ DEVICE_INLINE SidEntry follow(const Choice& c, uint64_t key, uint32_t ref, uint3
     const SidType& type = *slot.type;
     const SidLevel& level = *slot.level;
     const uint32_t found = c.args->entries[size_t(c.step.keys_first) + ref];
-    const uint32_t entry = found - slot.first < slot.end - slot.first ? found : slot.first;
+    const bool in_base = found - slot.first < slot.end - slot.first;
+    // Only a pair has children that are not in the snapshot; steps whose parts overlap name entries of other nodes.
+    const uint32_t entry = in_base ? found : (slot.kind & KIND_DELTA) || slot.first >= slot.end ? BESIDE : slot.first;
     const float logit = c.args->logits[slot.logits + code];
     const float log_probability = elementary::log_probability(logit, score.norm);
     SidEntry next = from;
@@ -157,12 +170,17 @@ DEVICE_INLINE SidEntry follow(const Choice& c, uint64_t key, uint32_t ref, uint3
     next.row = c.level + 1 < type.depth ? 0 : NONE;
     next.place = slot.place;
     next.class_id = c.level == 0 ? type.class_base + code : from.class_id;
-    if (level.first != nullptr) {
-        next.first = level.first[entry];
-        next.end = level.first[entry + 1];
+    next.delta_first = next.delta_end = 0;
+    if (slot.kind & KIND_DELTA) {
+        const uint32_t beside = entry_of(slot.delta->codes, slot.delta_first, slot.delta_end, code);
+        if (beside != NONE) child_node(*slot.delta, slot.kind & KIND_DELTA_RUNS, beside, slot.delta_end, code, next.delta_first, next.delta_end);
+    }
+    if (entry != BESIDE) {
+        child_node(level, slot.kind & KIND_RUNS, entry, slot.end, code, next.first, next.end);
     } else {
-        next.first = entry;
-        next.end = slot.kind & KIND_RUNS ? run_end(level.codes, entry + 1, slot.end, code) : entry + 1;
+        // A whole SID that only the delta has is numbered behind the snapshot's.
+        next.first = next.row == NONE ? type.sids + next.delta_first : 0;
+        next.end = next.row == NONE ? type.sids + next.delta_end : 0;
     }
     next.score = elementary::add_score(from.score, log_probability);
     if (search.sampled) {

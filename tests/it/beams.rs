@@ -6,7 +6,7 @@
 
 pub mod beside;
 mod draws;
-mod many;
+pub mod many;
 pub mod oracle;
 pub mod text;
 

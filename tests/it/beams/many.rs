@@ -7,7 +7,7 @@ use super::{assert_equal, check_paths};
 use sidereal::device::ops::SearchSampling;
 
 /// A number from the environment.
-fn count(name: &str, default: usize) -> usize {
+pub fn count(name: &str, default: usize) -> usize {
     match std::env::var(name) {
         Ok(value) => value.parse().unwrap_or_else(|_| panic!("{name} is {value:?}, expected a number")),
         Err(_) => default,

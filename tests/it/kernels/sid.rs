@@ -4,6 +4,7 @@
 //! float64, then handed to the CPU's search, so that everything else must be equal bit by bit: which paths, in which order, with
 //! which scores; live beams, their tokens and ancestors after every level.
 
+mod beside;
 mod cases;
 mod rig;
 

@@ -5,14 +5,14 @@
 //!
 //! | launch | grid | reads | writes |
 //! |---|---|---|---|
-//! | `sid_gather` | head groups | 16 B per candidate | 96 B per row, the rows of each product, a `RowGroup` per codebook |
+//! | `sid_gather` | head groups | 16 B per candidate | 112 B per row, the rows of each product, a `RowGroup` per codebook |
 //! | the caller: norm and one product per [`HeadGroup`] | | | float32 logits at `RowGroup.out` |
 //! | the caller, if a search asks for it: head over the vocabulary; `sid_vocab_norm` | rows | `[rows, vocab]` logits | 4 B per row |
 //! | `sid_score`, `sid_score_general` | rows to score | the logits, once; 2 B per child | the survivors: about 12 B x 2 W per row |
 //! | `sid_select`, `sid_select_general` | searches | the survivors, twice | the next list, links and `BeamView` |
 //!
 //! The general kernels are launched only for plans with a search that needs them: normalised over alive children, drawn, in
-//! groups or capped. The host never reads a search's state before its end; grids are bounded by widths, and what is live is
+//! groups, capped or beside a delta (of that one, the rows that have a part in it; the others take the plain road). The host never reads a search's state before its end; grids are bounded by widths, and what is live is
 //! known to the kernels.
 
 mod memory;
@@ -42,6 +42,10 @@ const GATHER_THREADS: u32 = 256;
 const THREADS: u32 = 512;
 /// Threads of `sid_select_general`.
 const GENERAL_THREADS: u32 = 256;
+/// Catalogs that are kept without a search, while somebody holds them: two snapshots, and as many deltas.
+const IDLE_CATALOGS: usize = 4;
+/// Bitmaps of masks that are kept in the same way: whoever keeps masks for later requests decides which, this many at most.
+const IDLE_BITMAPS: usize = 64;
 /// Searches that may be open at once.
 const MAX_OPEN: usize = 1 << 14;
 
@@ -132,8 +136,8 @@ impl SidSearches {
         let stores = Stores {
             blocks: memory::Blocks::default(),
             staging: memory::Staging::default(),
-            catalogs: shared::Uploads::default(),
-            bitmaps: shared::Uploads::default(),
+            catalogs: shared::Uploads::new(IDLE_CATALOGS),
+            bitmaps: shared::Uploads::new(IDLE_BITMAPS),
         };
         Ok(SidSearches { layout, capacity, kernels, memory, open: Vec::new(), stores, plan })
     }
@@ -143,7 +147,8 @@ impl SidSearches {
         &self.capacity
     }
 
-    /// Opens a search. The first one of a catalog waits until its tries are uploaded; others do not wait.
+    /// Opens a search. The first one of a catalog waits until its tries are uploaded, and until what nobody needs any more is freed;
+    /// others do not wait.
     ///
     /// # Errors
     /// If the specification makes no sense, the catalog is not the layout's, or memory is short.

@@ -201,8 +201,8 @@ impl SidPlan {
             _ => NONE,
         };
         let grouped = spec.groups > 1;
-        self.shape.general_score |=
-            !grouped && (spec.normalizer == Normalizer::Valid || spec.sampling.is_some());
+        self.shape.general_score |= !grouped
+            && (spec.normalizer == Normalizer::Valid || spec.sampling.is_some() || spec.delta.is_some());
         self.shape.general_select |= grouped || spec.max_per_prefix.is_some();
         let (slot_first, keys_first) = match self.steps.last() {
             Some(last) => (last.slot_first + last.slots, last.keys_first + last.slots * last.room),

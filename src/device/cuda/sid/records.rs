@@ -38,10 +38,8 @@ mirrored! {
         /// Zero.
         reserved: u32,
     }
-    /// A requested type of a search and what of it is alive.
-    SidType [80] {
-        /// `[depth]` levels.
-        levels: DevicePtr,
+    /// What of a trie is alive.
+    SidMask [48] {
         /// Bits.
         words: DevicePtr,
         /// Set bits before each 8 words.
@@ -56,6 +54,19 @@ mirrored! {
         dead_len: u32,
         /// `MASK_*`.
         base: u32,
+        /// Zero.
+        reserved: u32,
+    }
+    /// A requested type of a search.
+    SidType [144] {
+        /// `[depth]` levels.
+        levels: DevicePtr,
+        /// `[depth]` levels of the delta, or null.
+        delta: DevicePtr,
+        /// What of the snapshot is alive.
+        mask: SidMask,
+        /// What of the delta is alive.
+        delta_mask: SidMask,
         /// Levels.
         depth: u32,
         /// The type.
@@ -64,6 +75,8 @@ mirrored! {
         class_base: u32,
         /// Place of code 0 among the uses.
         uses_base: u32,
+        /// SIDs of the snapshot.
+        sids: u32,
         /// Zero.
         reserved: [u32; 3],
     }
@@ -87,8 +100,12 @@ mirrored! {
         phi: f32,
         /// The same, perturbed.
         perturbed: f32,
+        /// First entry of its node in the delta.
+        delta_first: u32,
+        /// One past the last.
+        delta_end: u32,
         /// Zero.
-        reserved: [u32; 3],
+        reserved: u32,
     }
     /// A chosen code.
     SidLink [16] {
@@ -300,6 +317,6 @@ mirrored! {
 }
 
 /// Bytes of a `SidSlot`, which only kernels read.
-pub const SLOT_BYTES: usize = 96;
+pub const SLOT_BYTES: usize = 112;
 /// Bytes of a `SidScore`: normaliser, normaliser of the draw, largest perturbed score, survivors.
 pub const SCORE_BYTES: usize = 16;

@@ -10,9 +10,9 @@ use super::super::args::{MAX_LEVELS, NONE};
 use super::super::driver::{DevicePtr, Driver, failed};
 use super::memory::{Blocks, Staging};
 use super::records::{
-    HEADER_AT, MASK_ALL, MASK_BITS, MASK_LIST, MAX_TYPES, SidEntry, SidHeader, SidLink, SidType, TAKEN_ROOM,
+    HEADER_AT, MASK_BITS, MASK_LIST, MAX_TYPES, SidEntry, SidHeader, SidLink, SidMask, SidType, TAKEN_ROOM,
 };
-use super::shared::{CatalogRecords, Uploads, upload_bitmap, upload_catalog};
+use super::shared::{CatalogRecords, UploadId, Uploads, upload_bitmap, upload_catalog};
 use crate::catalog::{Bitmap, Catalog, Layout, Mask, MaskBase};
 use crate::device::cpu::sid::check;
 use crate::device::ops::{Normalizer, Path, SearchSpec};
@@ -112,6 +112,15 @@ pub(super) struct Search {
     pub next_level: usize,
     /// Per level, the most beams that are live after its codes are chosen.
     bounds: Vec<usize>,
+    /// The uploads that it uses.
+    held: Held,
+}
+
+/// Uploads in use.
+#[derive(Default)]
+struct Held {
+    catalogs: Vec<UploadId>,
+    bitmaps: Vec<UploadId>,
 }
 
 impl Search {
@@ -132,24 +141,29 @@ impl Search {
                 "a search of {types} types and {depth} levels, at most {MAX_TYPES} and {MAX_LEVELS}"
             )));
         }
+        // Before anything is uploaded: a snapshot that was swapped out and the one that took its place need not fit together.
+        stores.catalogs.free_gone(driver)?;
+        stores.bitmaps.free_gone(driver)?;
         let sizes = sizes(&spec, depth);
         let parts = Parts::new(&sizes);
         let (at, block) = stores.blocks.take(driver, parts.end)?;
         let bounds = (0..depth).map(|level| live_bound(&spec, level)).collect();
-        let search = Search { at, block, parts, room: sizes.room, next_level: 0, bounds, spec };
-        search.write(driver, stores, layout, depth)?;
-        Ok(search)
+        let held = Held::default();
+        let mut search = Search { at, block, parts, room: sizes.room, next_level: 0, bounds, held, spec };
+        match search.write(driver, stores, layout, depth) {
+            Ok(()) => Ok(search),
+            Err(error) => {
+                search.close(stores);
+                Err(error)
+            }
+        }
     }
 
     /// Gives its memory back.
     pub fn close(self, stores: &mut Stores) {
         stores.blocks.give(self.at, self.block);
-        stores.catalogs.release(&self.spec.catalog);
-        for (_, mask) in &self.spec.types {
-            if let (MaskBase::Bits(bits), _) = mask.parts() {
-                stores.bitmaps.release(bits);
-            }
-        }
+        self.held.catalogs.iter().for_each(|&id| stores.catalogs.release(id));
+        self.held.bitmaps.iter().for_each(|&id| stores.bitmaps.release(id));
     }
 
     /// Levels of the deepest type.
@@ -168,7 +182,7 @@ impl Search {
     }
 
     fn write(
-        &self,
+        &mut self,
         driver: &mut dyn Driver,
         stores: &mut Stores,
         layout: &Layout,
@@ -230,51 +244,90 @@ impl Search {
 
     /// The records of the requested types, and the lists of their masks, which lie in the search's own block.
     fn types(
-        &self,
+        &mut self,
         driver: &mut dyn Driver,
         stores: &mut Stores,
         layout: &Layout,
     ) -> Result<(Vec<SidType>, Vec<u32>)> {
-        let spec = &self.spec;
-        let levels = stores
-            .catalogs
-            .acquire(driver, &spec.catalog, |driver, catalog| upload_catalog(driver, catalog, layout))?;
-        let levels: Vec<DevicePtr> = spec.types.iter().map(|of| levels.types[of.0.index()]).collect();
+        let spec = self.spec.clone();
+        let levels = self.levels(driver, stores, layout, &spec.catalog)?;
+        let delta = match &spec.delta {
+            Some(delta) => self.levels(driver, stores, layout, &delta.catalog)?,
+            None => Vec::new(),
+        };
         let mut lists: Vec<u32> = Vec::new();
         let (mut class_base, mut uses_base) = (0, 0);
         let mut records = Vec::with_capacity(spec.types.len());
-        for ((item_type, mask), levels) in spec.types.iter().zip(levels) {
+        for (place, (item_type, mask)) in spec.types.iter().enumerate() {
             let index = spec.catalog.index(*item_type);
-            let mut add = |list: &[u32]| {
-                let at = self.at.add(self.parts.masks + 4 * lists.len());
-                lists.extend_from_slice(list);
-                (at, list.len() as u32)
+            let mut record = SidType {
+                levels: levels[place],
+                mask: self.mask(driver, stores, mask, &mut lists)?,
+                depth: index.levels() as u32,
+                item_type: u32::from(item_type.0),
+                class_base,
+                uses_base,
+                sids: index.sids() as u32,
+                ..SidType::zeroed()
             };
-            let (base, dead) = mask.parts();
-            let mut record =
-                SidType { levels, depth: index.levels() as u32, base: MASK_ALL, ..SidType::zeroed() };
-            record.item_type = u32::from(item_type.0);
-            (record.class_base, record.uses_base) = (class_base, uses_base);
-            (record.dead, record.dead_len) = add(dead);
-            match base {
-                MaskBase::All => {}
-                MaskBase::List(list) => {
-                    (record.list, record.list_len) = add(list);
-                    record.base = MASK_LIST;
-                }
-                MaskBase::Bits(bits) => {
-                    let Stores { bitmaps, staging, .. } = stores;
-                    let upload =
-                        |driver: &mut dyn Driver, bits: &Bitmap| upload_bitmap(driver, staging, bits);
-                    [record.words, record.before] = *bitmaps.acquire(driver, bits, upload)?;
-                    record.base = MASK_BITS;
-                }
+            if let Some(added) = &spec.delta {
+                record.delta = delta[place];
+                record.delta_mask = self.mask(driver, stores, &added.masks[place], &mut lists)?;
             }
             class_base += index.codebook(0) as u32;
-            uses_base += widest_codebook(spec, *item_type) as u32;
+            uses_base += widest_codebook(&spec, *item_type) as u32;
             records.push(record);
         }
         Ok((records, lists))
+    }
+
+    /// Where the levels of the requested types of a catalog are.
+    fn levels(
+        &mut self,
+        driver: &mut dyn Driver,
+        stores: &mut Stores,
+        layout: &Layout,
+        catalog: &Arc<Catalog>,
+    ) -> Result<Vec<DevicePtr>> {
+        let upload = |driver: &mut dyn Driver, catalog: &Catalog| upload_catalog(driver, catalog, layout);
+        let (id, found) = stores.catalogs.acquire(driver, catalog, upload)?;
+        self.held.catalogs.push(id);
+        Ok(self.spec.types.iter().map(|of| found.types[of.0.index()]).collect())
+    }
+
+    /// The record of a mask; its lists are appended to `lists`.
+    fn mask(
+        &mut self,
+        driver: &mut dyn Driver,
+        stores: &mut Stores,
+        mask: &Mask,
+        lists: &mut Vec<u32>,
+    ) -> Result<SidMask> {
+        let mut add = |list: &[u32]| {
+            let at = self.at.add(self.parts.masks + 4 * lists.len());
+            lists.extend_from_slice(list);
+            (at, list.len() as u32)
+        };
+        let (base, dead) = mask.parts();
+        // Zero is MASK_ALL.
+        let mut record = SidMask::zeroed();
+        (record.dead, record.dead_len) = add(dead);
+        match base {
+            MaskBase::All => {}
+            MaskBase::List(list) => {
+                (record.list, record.list_len) = add(list);
+                record.base = MASK_LIST;
+            }
+            MaskBase::Bits(bits) => {
+                let Stores { bitmaps, staging, .. } = stores;
+                let upload = |driver: &mut dyn Driver, bits: &Bitmap| upload_bitmap(driver, staging, bits);
+                let (id, found) = bitmaps.acquire(driver, bits, upload)?;
+                [record.words, record.before] = *found;
+                record.base = MASK_BITS;
+                self.held.bitmaps.push(id);
+            }
+        }
+        Ok(record)
     }
 
     /// Copies the part of its block that holds its paths and reads them as the CPU device does.
@@ -358,15 +411,23 @@ fn sizes(spec: &SearchSpec, depth: usize) -> Sizes {
         width,
         uses: if charged { spec.types.iter().map(|of| widest_codebook(spec, of.0)).sum() } else { 0 },
         classes: if spec.max_per_prefix.is_some() { first_codes() } else { 0 },
-        masks: spec.types.iter().map(|of| mask(&of.1)).sum(),
+        masks: spec
+            .types
+            .iter()
+            .map(|of| &of.1)
+            .chain(spec.delta.iter().flat_map(|of| &of.masks))
+            .map(mask)
+            .sum(),
     }
 }
 
-/// The most beams that are live after the codes of `level` are chosen: the width, or all nodes of types that go deeper. Groups may hold the
-/// same node each.
+/// The most beams that are live after the codes of `level` are chosen: the width, or all nodes of types that go deeper, in the snapshot and in
+/// the delta. Groups may hold the same node each.
 fn live_bound(spec: &SearchSpec, level: usize) -> usize {
-    let indices = spec.types.iter().map(|of| spec.catalog.index(of.0));
-    let deeper = indices.filter(|index| index.levels() > level + 1);
-    let nodes: usize = deeper.map(|index| index.nodes(level)).sum();
-    (spec.widths[level] as usize).min(nodes.saturating_mul(spec.groups as usize))
+    let nodes = |catalog: &Catalog| -> usize {
+        let indices = spec.types.iter().map(|of| catalog.index(of.0));
+        indices.filter(|index| index.levels() > level + 1).map(|index| index.nodes(level)).sum()
+    };
+    let all = nodes(&spec.catalog) + spec.delta.as_ref().map_or(0, |delta| nodes(&delta.catalog));
+    (spec.widths[level] as usize).min(all.saturating_mul(spec.groups as usize))
 }

@@ -1,6 +1,6 @@
 //! What searches share: the tries of their catalogs and the bitmaps of their masks, uploaded once and kept while one uses them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::super::driver::{DevicePtr, Driver};
 use super::memory::Staging;
@@ -9,69 +9,87 @@ use crate::catalog::{Bitmap, Catalog, Entries, Layout};
 use crate::error::{Error, Result};
 use crate::ids::TypeId;
 
-/// Catalogs and bitmaps that are kept although no search uses them.
-const IDLE: usize = 2;
-
 /// Something uploaded, how many searches use it, and when it was last asked for.
 struct Entry<T, V> {
-    holder: Arc<T>,
+    id: UploadId,
+    /// Weak: what was swapped out must not stay because it was once searched.
+    holder: Weak<T>,
     value: V,
     arena: DevicePtr,
     users: usize,
     asked: u64,
 }
 
+/// Names an upload that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct UploadId(u64);
+
 /// Uploads by the identity of what was uploaded.
 pub(super) struct Uploads<T, V> {
     entries: Vec<Entry<T, V>>,
+    /// Uploads that no search uses are kept, while somebody holds what they are of, up to this many.
+    idle: usize,
     clock: u64,
 }
 
-impl<T, V> Default for Uploads<T, V> {
-    fn default() -> Self {
-        Uploads { entries: Vec::new(), clock: 0 }
-    }
-}
-
 impl<T, V> Uploads<T, V> {
-    /// What `of` was uploaded as; `upload` is called if it was not, and returns that and the arena.
+    /// No uploads, of which at most `idle` will be kept without a search that uses them.
+    pub fn new(idle: usize) -> Self {
+        Uploads { entries: Vec::new(), idle, clock: 0 }
+    }
+
+    /// What `of` was uploaded as, and the name to release it by; `upload` is called if it was not, and returns that and the arena.
     pub fn acquire(
         &mut self,
         driver: &mut dyn Driver,
         of: &Arc<T>,
         upload: impl FnOnce(&mut dyn Driver, &T) -> Result<(V, DevicePtr)>,
-    ) -> Result<&V> {
+    ) -> Result<(UploadId, &V)> {
         self.clock += 1;
-        let known = self.entries.iter().position(|entry| Arc::ptr_eq(&entry.holder, of));
+        // The address of what is gone is not given to anything new while its entry is there: a weak reference keeps it.
+        let known = self.entries.iter().position(|entry| entry.holder.as_ptr() == Arc::as_ptr(of));
         let at = match known {
             Some(at) => at,
             None => {
-                self.evict(driver)?;
+                self.free_surplus(driver)?;
                 let (value, arena) = upload(driver, of)?;
-                self.entries.push(Entry { holder: of.clone(), value, arena, users: 0, asked: 0 });
+                let (id, holder) = (UploadId(self.clock), Arc::downgrade(of));
+                self.entries.push(Entry { id, holder, value, arena, users: 0, asked: 0 });
                 self.entries.len() - 1
             }
         };
         let entry = &mut self.entries[at];
         entry.users += 1;
         entry.asked = self.clock;
-        Ok(&entry.value)
+        Ok((entry.id, &entry.value))
     }
 
     /// Ends one use.
-    pub fn release(&mut self, of: &Arc<T>) {
-        if let Some(entry) = self.entries.iter_mut().find(|entry| Arc::ptr_eq(&entry.holder, of)) {
+    pub fn release(&mut self, id: UploadId) {
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.id == id) {
             entry.users = entry.users.saturating_sub(1);
         }
     }
 
-    /// Frees what nobody uses beyond the latest few, before something new is uploaded.
-    fn evict(&mut self, driver: &mut dyn Driver) -> Result<()> {
+    /// Frees what no search uses and nobody holds any more.
+    ///
+    /// A search ends its uses when it is closed. No plan names it from then on, and the steps that did are enqueued: the driver frees an
+    /// arena once everything enqueued is done, so none of them loses what it reads.
+    pub fn free_gone(&mut self, driver: &mut dyn Driver) -> Result<()> {
+        let gone = |entry: &Entry<T, V>| entry.users == 0 && entry.holder.strong_count() == 0;
+        while let Some(at) = self.entries.iter().position(gone) {
+            driver.free(self.entries.swap_remove(at).arena)?;
+        }
+        Ok(())
+    }
+
+    /// Makes room among what no search uses but somebody holds, the oldest first.
+    fn free_surplus(&mut self, driver: &mut dyn Driver) -> Result<()> {
         loop {
             let idle = self.entries.iter().enumerate().filter(|(_, entry)| entry.users == 0);
             let oldest = idle.clone().min_by_key(|(_, entry)| entry.asked).map(|(at, _)| at);
             match oldest {
-                Some(at) if idle.count() >= IDLE => driver.free(self.entries.swap_remove(at).arena)?,
+                Some(at) if idle.count() >= self.idle => driver.free(self.entries.swap_remove(at).arena)?,
                 _ => return Ok(()),
             }
         }

@@ -120,11 +120,48 @@ impl Bitmap {
     /// Whether any bit of `range` is set.
     #[inline]
     pub fn any(&self, range: Range<usize>) -> bool {
-        // Most nodes of a trie are narrow: theirs is one word.
-        if range.end.saturating_sub(range.start) == 1 {
-            return self.get(range.start);
+        if range.is_empty() {
+            return false;
         }
-        self.count(range) > 0
+        let (first, last) = (range.start / 64, (range.end - 1) / 64);
+        let (head, tail) = (!0 << (range.start % 64), !0 >> (63 - (range.end - 1) % 64));
+        // Most nodes of a trie are narrow: theirs is one word.
+        if first == last {
+            return self.words[first] & head & tail != 0;
+        }
+        if self.words[first] & head != 0 || self.words[last] & tail != 0 {
+            return true;
+        }
+        // Where bits are set at all they are soon met; counting would wait for four lines of memory.
+        let near = last.min(first + 1 + WORDS_PER_BLOCK);
+        self.words[first + 1..near].iter().any(|&word| word != 0) || near < last && self.count(range) > 0
+    }
+
+    /// Sixteen bits from `at` on, the first in bit 0; those beyond the length are 0.
+    #[inline]
+    pub(super) fn sixteen(&self, at: usize) -> u32 {
+        let word = |at: usize| self.words.get(at).copied().unwrap_or(0);
+        let (first, shift) = (at / 64, at % 64);
+        // Shifted in two steps: by 64 there is no shift.
+        let both = word(first) >> shift | word(first + 1) << 1 << (63 - shift);
+        both as u32 & 0xffff
+    }
+
+    /// The set bits of `range`, ascending.
+    #[inline]
+    pub(super) fn ones(&self, range: Range<usize>) -> impl Iterator<Item = usize> + use<'_> {
+        let Range { start, end } = range;
+        let words = if start < end { start / 64..end.div_ceil(64) } else { 0..0 };
+        words.flat_map(move |at| {
+            let head = if at == start / 64 { !0 << (start % 64) } else { !0 };
+            let tail = if at == end / 64 { (1 << (end % 64)) - 1 } else { !0 };
+            let mut word = self.words[at] & head & tail;
+            std::iter::from_fn(move || {
+                let bit = (word != 0).then(|| 64 * at + word.trailing_zeros() as usize);
+                word &= word.wrapping_sub(1);
+                bit
+            })
+        })
     }
 }
 
@@ -142,9 +179,32 @@ mod tests {
                     let expected = (first..end).filter(|&bit| set(bit)).count();
                     assert_eq!(bitmap.count(first..end), expected, "{first}..{end} of {len}");
                     assert_eq!(bitmap.any(first..end), expected > 0, "{first}..{end} of {len}");
+                    let ones: Vec<usize> = (first..end).filter(|&bit| set(bit)).collect();
+                    assert_eq!(bitmap.ones(first..end).collect::<Vec<_>>(), ones, "{first}..{end} of {len}");
                 }
             }
             assert!((0..len).all(|bit| bitmap.get(bit) == set(bit)));
+            for first in 0..len {
+                let bits =
+                    (0..16).fold(0, |bits, i| bits | u32::from(first + i < len && set(first + i)) << i);
+                assert_eq!(bitmap.sixteen(first), bits, "{first} of {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bit_is_found_wherever_it_is_in_a_range() {
+        for bit in [0, 63, 64, 500, 511, 512, 640, 700, 1300, 1499] {
+            let bitmap = Bitmap::from_fn(1500, |at| at == bit);
+            for first in (0..1500).step_by(7) {
+                for end in (first..=1500).step_by(11).chain([bit, bit + 1]) {
+                    assert_eq!(
+                        bitmap.any(first..end),
+                        (first..end).contains(&bit),
+                        "{bit} in {first}..{end}"
+                    );
+                }
+            }
         }
     }
 

@@ -56,6 +56,17 @@ impl Set {
         matches!(self.base, Base::All) && self.dead.is_empty()
     }
 
+    /// The part of the set that lies in an interval; the interval is not checked.
+    #[inline]
+    fn part_in(&self, range: Range<u32>) -> MaskPart<'_> {
+        let base = match &self.base {
+            Base::All => PartBase::All,
+            Base::Bits(bits) => PartBase::Bits(bits),
+            Base::List(list) => PartBase::List(Set::part(list, &range)),
+        };
+        MaskPart { base, dead: Set::part(&self.dead, &range), sids: range }
+    }
+
     #[inline]
     fn contains(&self, at: u32) -> bool {
         let in_base = match &self.base {
@@ -67,25 +78,13 @@ impl Set {
     }
 
     #[inline]
-    fn count(&self, range: &Range<u32>) -> usize {
-        let in_base = match &self.base {
-            Base::All => range.len(),
-            Base::Bits(bits) => bits.count(range.start as usize..range.end as usize),
-            Base::List(list) => count_sorted(list, range),
-        };
-        in_base - count_sorted(&self.dead, range)
-    }
-
-    #[inline]
     fn any(&self, range: &Range<u32>) -> bool {
-        if range.len() == 1 {
-            return self.contains(range.start);
-        }
         match &self.base {
+            _ if range.len() == 1 => self.contains(range.start),
             // More than could be dead: no need to look which are.
             Base::All if range.len() > self.dead.len() => true,
             Base::Bits(bits) if self.dead.is_empty() => bits.any(range.start as usize..range.end as usize),
-            _ => self.count(range) > 0,
+            _ => self.part_in(range.clone()).count() > 0,
         }
     }
 
@@ -138,7 +137,11 @@ impl Set {
     }
 
     /// The part of a sorted list that lies in `range`.
+    #[inline]
     fn part<'a>(list: &'a [u32], range: &Range<u32>) -> &'a [u32] {
+        if list.is_empty() {
+            return list;
+        }
         let from = &list[list.partition_point(|&at| at < range.start)..];
         // Most intervals are narrow and hold none: no second search for them.
         let none = from.first().is_none_or(|&at| at >= range.end);
@@ -157,20 +160,6 @@ impl Set {
         };
         Set::new(self.len as usize, Base::List(difference(&kept, &self.dead).into()))
     }
-}
-
-/// Numbers of a sorted list that lie in `range`.
-#[inline]
-fn count_sorted(list: &[u32], range: &Range<u32>) -> usize {
-    if list.is_empty() || range.is_empty() { 0 } else { Set::part(list, range).len() }
-}
-
-/// Cuts the numbers below `bound` off a sorted list and returns how many there were.
-#[inline]
-fn cut_below(list: &mut &[u32], bound: u32) -> usize {
-    let count = list.iter().take_while(|&&at| at < bound).count();
-    *list = &list[count..];
-    count
 }
 
 /// How many numbers of an ascending list are below `bound`, found in steps that double: cheap where there are few, and in a long list.
@@ -351,19 +340,13 @@ impl Mask {
     /// How many SIDs of the interval are alive.
     #[inline]
     pub fn count(&self, sids: Range<u32>) -> usize {
-        self.sids.count(&sids)
+        self.part(sids).count()
     }
 
-    /// Asks for many intervals within `sids`, in ascending order, at no more than the cost of reading the lists once:
-    /// for the children of a node.
+    /// The mask within an interval of SIDs, its lists cut to it: for questions about the children of a node.
     #[inline]
-    pub fn cursor(&self, sids: Range<u32>) -> MaskCursor<'_> {
-        let base = match &self.sids.base {
-            Base::All => CursorBase::All,
-            Base::Bits(bits) => CursorBase::Bits(bits),
-            Base::List(list) => CursorBase::List(Set::part(list, &sids)),
-        };
-        MaskCursor { base, dead: Set::part(&self.sids.dead, &sids) }
+    pub fn part(&self, sids: Range<u32>) -> MaskPart<'_> {
+        self.sids.part_in(sids)
     }
 
     /// Whether an item is alive.
@@ -401,46 +384,87 @@ impl Mask {
     }
 }
 
-/// Liveness of intervals that ascend; see [`Mask::cursor`].
+/// Liveness within an interval of SIDs; see [`Mask::part`].
 #[derive(Clone, Debug)]
-pub struct MaskCursor<'a> {
-    base: CursorBase<'a>,
-    /// Those not passed yet.
+pub struct MaskPart<'a> {
+    sids: Range<u32>,
+    base: PartBase<'a>,
+    /// Those of the interval.
     dead: &'a [u32],
 }
 
 #[derive(Clone, Debug)]
-enum CursorBase<'a> {
+enum PartBase<'a> {
     All,
     Bits(&'a Bitmap),
-    /// Those not passed yet.
+    /// Those of the interval.
     List(&'a [u32]),
 }
 
-impl MaskCursor<'_> {
-    /// Whether everything that has not been passed is alive, so that there is no need to ask.
+impl MaskPart<'_> {
+    /// Whether everything in the interval is alive for sure, so that there is no need to ask.
     #[inline]
     pub fn is_all(&self) -> bool {
-        matches!(self.base, CursorBase::All) && self.dead.is_empty()
+        matches!(self.base, PartBase::All) && self.dead.is_empty()
     }
 
-    /// Whether any SID of the interval is alive. Intervals must ascend without overlap.
+    /// How many SIDs are alive.
     #[inline]
-    pub fn alive(&mut self, sids: Range<u32>) -> bool {
-        let mut dead = 0;
-        if !self.dead.is_empty() {
-            cut_below(&mut self.dead, sids.start);
-            dead = cut_below(&mut self.dead, sids.end);
-        }
-        match &mut self.base {
-            CursorBase::All => sids.len() > dead,
-            CursorBase::Bits(bits) => {
-                let range = sids.start as usize..sids.end as usize;
-                if dead == 0 { bits.any(range) } else { bits.count(range) > dead }
+    pub fn count(&self) -> usize {
+        let in_base = match &self.base {
+            PartBase::All => self.sids.len(),
+            PartBase::Bits(bits) => bits.count(self.sids.start as usize..self.sids.end as usize),
+            PartBase::List(list) => list.len(),
+        };
+        in_base - self.dead.len()
+    }
+
+    /// Whether any SID of an interval within this one is alive.
+    #[inline]
+    pub fn alive(&self, sids: &Range<u32>) -> bool {
+        let range = sids.start as usize..sids.end as usize;
+        match &self.base {
+            // More than could be dead: no need to look which are.
+            PartBase::All if range.len() > self.dead.len() => true,
+            PartBase::All => range.len() > Set::part(self.dead, sids).len(),
+            PartBase::Bits(bits) if self.dead.is_empty() => bits.any(range),
+            PartBase::Bits(bits) => {
+                bits.any(range.clone()) && bits.count(range) > Set::part(self.dead, sids).len()
             }
-            CursorBase::List(list) => {
-                cut_below(list, sids.start);
-                cut_below(list, sids.end) > 0
+            PartBase::List(list) => !Set::part(list, sids).is_empty(),
+        }
+    }
+
+    /// Bit `i` is clear where SID `first + i` is surely dead: sixteen at once, of which those beyond the interval say nothing.
+    #[inline]
+    pub fn maybe_alive(&self, first: u32) -> u32 {
+        match &self.base {
+            PartBase::Bits(bits) => bits.sixteen(first as usize),
+            PartBase::All | PartBase::List(_) => 0xffff,
+        }
+    }
+
+    /// Calls `visit` for every alive SID, in ascending order, until it fails.
+    ///
+    /// # Errors
+    /// The first of `visit`.
+    #[inline]
+    pub fn try_for_each<E>(&self, mut visit: impl FnMut(u32) -> Result<(), E>) -> Result<(), E> {
+        let mut dead = self.dead;
+        let mut alive = |sid: u32| {
+            while let [first, rest @ ..] = dead
+                && *first < sid
+            {
+                dead = rest;
+            }
+            if dead.first() == Some(&sid) { Ok(()) } else { visit(sid) }
+        };
+        match &self.base {
+            PartBase::All => self.sids.clone().try_for_each(alive),
+            PartBase::List(list) => list.iter().copied().try_for_each(alive),
+            PartBase::Bits(bits) => {
+                let range = self.sids.start as usize..self.sids.end as usize;
+                bits.ones(range).try_for_each(|at| alive(at as u32))
             }
         }
     }

@@ -34,7 +34,7 @@ pub use layout::{Layout, LayoutSpec, LevelTokens, Place, TypeLayout, TypeSpec};
 pub use live::{Change, DenyList, LiveCatalog, LiveLimits, LiveStats};
 #[cfg(any(feature = "cuda", feature = "emulated"))]
 pub(crate) use mask::MaskBase;
-pub use mask::{Mask, MaskCursor};
+pub use mask::{Mask, MaskPart};
 pub use predicate::Predicate;
 pub use snapshot::{SectionInfo, SectionKind, SectionPart, Verified};
 pub use source::{OnError, Progress, Report, read_jsonl, read_jsonl_report};

@@ -87,7 +87,12 @@ fn check_index(codebooks: &[usize], rows: &[Vec<u16>]) {
     for (level, &nodes) in nodes.iter().enumerate() {
         assert_eq!((index.nodes(level), index.codebook(level)), (nodes, codebooks[level]), "level {level}");
         let explicit = matches!(index.entries(level), Entries::Explicit { .. });
-        assert_eq!(explicit, 2 * nodes <= sids.len(), "level {level}: {nodes} nodes, {} SIDs", sids.len());
+        assert_eq!(
+            explicit,
+            4 * nodes <= 3 * sids.len(),
+            "level {level}: {nodes} nodes, {} SIDs",
+            sids.len()
+        );
     }
     for (sid, codes) in sids.iter().enumerate() {
         let at = SidIndex(sid as u32);
@@ -154,14 +159,25 @@ fn check_mask(index: &TypeIndex, mask: &Mask, alive: &BTreeSet<u32>) {
     for first in (0..=bound).step_by(5) {
         for end in [first, first + 1, first + 2, first + 17, bound].into_iter().filter(|&end| end <= bound) {
             if first <= end {
-                let mut cursor = mask.cursor(first..end);
-                let steps = (first..end).step_by(3).map(|at| at..end.min(at + 1 + at % 3));
-                for range in steps {
+                let part = mask.part(first..end);
+                for range in (first..end).step_by(3).map(|at| at..end.min(at + 1 + at % 6)) {
                     let expected = sids.range(range.clone()).next().is_some();
-                    assert!(expected || !cursor.is_all(), "{range:?} of {mask:?}");
-                    assert_eq!(cursor.alive(range.clone()), expected, "{range:?} of {mask:?}");
+                    assert!(expected || !part.is_all(), "{range:?} of {mask:?}");
+                    assert_eq!(part.alive(&range), expected, "{range:?} of {mask:?}");
+                    let sure = (0..16).all(|i| {
+                        part.maybe_alive(range.start) >> i & 1 == 1 || !sids.contains(&(range.start + i))
+                    });
+                    assert!(sure, "{} to {} + 15 of {mask:?}", range.start, range.start);
                 }
+                let mut found = Vec::new();
+                let all: Result<(), ()> = part.try_for_each(|sid| Ok(found.push(sid)));
+                assert_eq!(
+                    (all, found),
+                    (Ok(()), sids.range(first..end).copied().collect()),
+                    "{first}..{end} of {mask:?}"
+                );
                 let count = sids.range(first..end).count();
+                assert_eq!(part.count(), count, "{first}..{end} of {mask:?}");
                 assert_eq!(mask.count(first..end), count, "{first}..{end} of {mask:?}");
                 assert_eq!(mask.alive(first..end), count > 0, "{first}..{end} of {mask:?}");
             }

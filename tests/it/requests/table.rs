@@ -161,7 +161,12 @@ pub const LISTS: &[Row] = &[
     (Items, r#""exclude":[null]"#, "exclude[0]", "null|string"),
     (Items, r#""filter":null"#, "", ""),
     (Items, r#""filter":{"attr":"year","ge":1990}"#, "", ""),
-    (Items, r#""filter":{"all":[{"attr":"year","lt":2000.5},{"not":{"attr":"genres","has":"Comedy"}}]}"#, "", ""),
+    (
+        Items,
+        r#""filter":{"all":[{"attr":"year","lt":2000.5},{"not":{"attr":"genres","has":"Comedy"}}]}"#,
+        "",
+        "",
+    ),
     (Items, r#""filter":{"any":[]}"#, "", ""),
     (Items, r#""filter":{}"#, "filter", "attr"),
     (Items, r#""filter":7"#, "filter", "7"),

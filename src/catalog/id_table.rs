@@ -126,7 +126,7 @@ impl IdTable {
     }
 
     fn home(&self, hash: u64) -> usize {
-        ((hash >> 32) * u64::from(self.homes) >> 32) as usize
+        (((hash >> 32) * u64::from(self.homes)) >> 32) as usize
     }
 
     /// The bits of numbers.

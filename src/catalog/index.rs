@@ -361,8 +361,11 @@ impl TypeIndex {
                 Entries::Column { codes } => Cow::Borrowed(codes),
                 Entries::Explicit { codes, start, .. } => {
                     let runs = codes.iter().zip(start.windows(2));
-                    runs.flat_map(|(&code, run)| std::iter::repeat_n(code, (run[1] - run[0]) as usize))
-                        .collect()
+                    let run = |(&code, run): (&u16, &[u32])| {
+                        std::iter::repeat_n(code, run[1].saturating_sub(run[0]) as usize)
+                    };
+                    // A file that nobody verified may state any bounds.
+                    runs.flat_map(run).take(self.sids()).collect()
                 }
             };
             let rows = tuples.par_chunks_exact_mut(levels).zip(&*sids).with_min_len(4096);

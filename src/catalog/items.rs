@@ -234,7 +234,7 @@ impl Catalog {
         id: impl Fn(&'a K) -> &'a str + Sync,
     ) -> Vec<Option<(TypeId, Rank)>> {
         let mut found = vec![None; keys.len()];
-        let batch = |(found, keys): (&mut [Option<(TypeId, Rank)>], &'a [K])| {
+        let batch = |found: &mut [Option<(TypeId, Rank)>], keys: &'a [K]| {
             let mut ids: [&[u8]; IdTable::batch()] = [&[]; IdTable::batch()];
             ids.iter_mut().zip(keys).for_each(|(to, key)| *to = id(key).as_bytes());
             let mut numbers = [None; IdTable::batch()];
@@ -246,9 +246,10 @@ impl Catalog {
         let size = IdTable::batch();
         // A few thousand are found sooner than other threads wake up.
         if keys.len() < 1 << 13 {
-            found.chunks_mut(size).zip(keys.chunks(size)).for_each(batch);
+            found.chunks_mut(size).zip(keys.chunks(size)).for_each(|(found, keys)| batch(found, keys));
         } else {
-            found.par_chunks_mut(size).zip(keys.par_chunks(size)).with_min_len(64).for_each(batch);
+            let batches = found.par_chunks_mut(size).zip(keys.par_chunks(size)).with_min_len(64);
+            batches.for_each(|(found, keys)| batch(found, keys));
         }
         found
     }

@@ -47,10 +47,7 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Error::Invalid`] with the first value that is not finite.
-    pub fn with_popularity_of<I: AsRef<str> + Sync>(&self, changes: &[(I, f64)]) -> Result<(Catalog, usize)>
-    where
-        I: Send,
-    {
+    pub fn with_popularity_of<I: AsRef<str> + Sync>(&self, changes: &[(I, f64)]) -> Result<(Catalog, usize)> {
         if let Some(at) = changes.par_iter().position_first(|(_, value)| !value.is_finite()) {
             let (id, value) = (changes[at].0.as_ref(), changes[at].1);
             let message = format!("{value} of `{id}` is not a finite number");

@@ -181,9 +181,9 @@ fn popularity_changes_without_a_rebuild() {
     // Ids and values in bulk: unknown ones are counted, the last of repeats counts.
     let mut changes: Vec<(String, f64)> = vec![("no such id".into(), 1.0), ("".into(), 2.0)];
     for t in (0..4).map(TypeId) {
-        for rank in 0..catalog.index(t).items() {
+        for (rank, &value) in values[t.index()].iter().enumerate() {
             let id = catalog.item(t, Rank(rank as u32)).id().to_owned();
-            changes.extend([(id.clone(), 9.0), (id, values[t.index()][rank])]);
+            changes.extend([(id.clone(), 9.0), (id, value)]);
         }
     }
     let (by_id, unknown) = catalog.with_popularity_of(&changes).unwrap();

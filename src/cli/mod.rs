@@ -6,6 +6,7 @@ mod generate;
 mod gpus;
 mod load;
 mod requests;
+mod sid;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -27,6 +28,9 @@ enum Command {
     /// Measure a model on this machine, with the limit beside the figure.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Make Semantic IDs from embeddings, and models that speak them.
+    #[command(subcommand)]
+    Sid(Box<sid::Sid>),
     /// Say what this machine offers and what would run where.
     Doctor(doctor::Doctor),
 }
@@ -39,6 +43,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Sid(command) => command.run(),
         Command::Doctor(command) => command.run(),
     };
     let flushed = std::io::stdout().flush().map_err(anyhow::Error::from);

@@ -17,4 +17,5 @@ mod kv;
 mod on_cuda;
 mod ops;
 mod requests;
+mod sids;
 mod text;

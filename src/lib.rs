@@ -13,6 +13,7 @@ pub mod error;
 pub mod ids;
 pub mod kv;
 pub mod model;
+pub mod sid;
 pub mod text;
 
 pub use error::{Error, Result};

@@ -7,6 +7,7 @@ mod generate;
 mod gpus;
 mod load;
 mod requests;
+mod sid;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -31,6 +32,9 @@ enum Command {
     /// Measure a model on this machine, with the limit beside the figure.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Make Semantic IDs from embeddings, and models that speak them.
+    #[command(subcommand)]
+    Sid(Box<sid::Sid>),
     /// Say what this machine offers and what would run where.
     Doctor(doctor::Doctor),
 }
@@ -44,6 +48,7 @@ pub fn main() -> ExitCode {
         Command::Generate(command) => command.run(),
         Command::Catalog(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Sid(command) => command.run(),
         Command::Doctor(command) => command.run(),
     };
     let flushed = std::io::stdout().flush().map_err(anyhow::Error::from);

@@ -9,13 +9,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
 
 use crate::device::ops::{DType, Tensor};
 use crate::error::{Error, Result};
@@ -117,6 +118,19 @@ impl TensorFile {
         self.by_name.get(name).map(|&i| &self.entries[i])
     }
 
+    /// What the header says of the file as a whole (`__metadata__`); empty if it says nothing.
+    pub fn metadata(&self) -> Map<String, Value> {
+        #[derive(Default, serde::Deserialize)]
+        struct Whole {
+            #[serde(default, rename = "__metadata__")]
+            metadata: Map<String, Value>,
+        }
+        let (length, rest) = self.map.split_at(8);
+        let length = u64::from_le_bytes(length.try_into().expect("eight bytes")) as usize;
+        // The header was read once, but nobody asked then what kind of value stands here.
+        serde_json::from_slice::<Whole>(&rest[..length]).unwrap_or_default().metadata
+    }
+
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
         &self.map
@@ -216,7 +230,7 @@ impl<'de> serde::Deserialize<'de> for RawHeader {
 
 /// A foreign name as it goes into a message.
 fn cut(name: &str) -> String {
-    super::fields::brief(&serde_json::Value::from(name))
+    super::fields::brief(&Value::from(name))
 }
 
 /// Checks a file's header and returns its tensors, in the order of their bytes.
@@ -293,34 +307,74 @@ fn entry(name: String, raw: RawEntry, start: usize, data: usize) -> std::result:
 /// # Errors
 /// [`Error::File`] if the file cannot be written.
 pub fn write(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let mut header = serde_json::Map::new();
-    header.insert("__metadata__".into(), serde_json::json!({"format": "pt"}));
-    let mut end = 0;
-    for (name, tensor) in tensors {
+    let entry = |(name, tensor): &(String, Tensor)| {
         let stored = match tensor.dtype() {
             DType::Bf16 => "BF16",
             DType::F16 => "F16",
             DType::F32 => "F32",
         };
+        Entry { name: name.clone(), stored, shape: tensor.shape().to_vec(), range: 0..tensor.bytes().len() }
+    };
+    let entries: Vec<Entry> = tensors.iter().map(entry).collect();
+    let metadata = [("format".to_owned(), "pt".into())].into_iter().collect();
+    write_stream(path, metadata, &entries, &mut |i, out| out.write_all(tensors[i].1.bytes()))
+}
+
+/// Writes a safetensors file whose data never lies in memory as a whole: `put` writes the bytes of one entry after the other.
+/// Of the entries' ranges only the lengths count.
+///
+/// # Errors
+/// [`Error::File`] if the file cannot be written, or an entry got another number of bytes than it says.
+pub fn write_stream(
+    path: &Path,
+    metadata: Map<String, Value>,
+    entries: &[Entry],
+    put: &mut dyn FnMut(usize, &mut dyn Write) -> std::io::Result<()>,
+) -> Result<()> {
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), Value::Object(metadata));
+    let mut end = 0;
+    for e in entries {
         let start = end;
-        end += tensor.bytes().len();
-        let entry =
-            serde_json::json!({"dtype": stored, "shape": tensor.shape(), "data_offsets": [start, end]});
-        header.insert(name.clone(), entry);
+        end += e.range.len();
+        let entry = serde_json::json!({"dtype": e.stored, "shape": e.shape, "data_offsets": [start, end]});
+        header.insert(e.name.clone(), entry);
     }
-    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    let mut header = Value::Object(header).to_string().into_bytes();
     // Spaces up to a multiple of 64 let the first tensor start on a cache line of the map.
     header.resize((8 + header.len()).next_multiple_of(64) - 8, b' ');
-    let write = || -> std::io::Result<()> {
-        let mut out = std::io::BufWriter::new(File::create(path)?);
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        for (_, tensor) in tensors {
-            out.write_all(tensor.bytes())?;
+    let fail = |e: std::io::Error| Error::file(path, e.to_string());
+    let mut out = Counted { out: BufWriter::new(File::create(path).map_err(fail)?), bytes: 0 };
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(fail)?;
+    out.write_all(&header).map_err(fail)?;
+    for (i, e) in entries.iter().enumerate() {
+        let start = out.bytes;
+        put(i, &mut out).map_err(fail)?;
+        let (written, expected) = (out.bytes - start, e.range.len() as u64);
+        if written != expected {
+            let message = format!("tensor {}: {written} bytes written, expected {expected}", cut(&e.name));
+            return Err(Error::file(path, message));
         }
-        out.flush()
-    };
-    write().map_err(|e| Error::file(path, e.to_string()))
+    }
+    out.flush().map_err(fail)
+}
+
+/// A writer that knows how much went through it.
+struct Counted {
+    out: BufWriter<File>,
+    bytes: u64,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
 }
 
 #[cfg(test)]

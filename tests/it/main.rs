@@ -19,6 +19,7 @@ mod live;
 mod on_cuda;
 mod ops;
 mod requests;
+mod sids;
 mod snapshot;
 mod sources;
 mod text;

@@ -101,6 +101,13 @@ pub struct Verify {
 impl Build {
     fn run(&self) -> anyhow::Result<()> {
         let start = Instant::now();
+        let same = |source: &&PathBuf| match (source.canonicalize(), self.out.canonicalize()) {
+            (Ok(source), Ok(out)) => source == out,
+            _ => false,
+        };
+        if let Some(source) = self.sources.iter().find(same) {
+            bail!("--out {}: that is the source {}", self.out.display(), source.display());
+        }
         let (catalog, report) = self.from.read(&self.sources)?;
         for (at, name) in catalog.types().iter().enumerate() {
             if catalog.is_empty() {
@@ -154,6 +161,18 @@ fn save(catalog: &Catalog, out: &Path, start: Instant) -> anyhow::Result<()> {
 }
 
 impl SourceArgs {
+    /// The first of these options that was given.
+    pub fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--layout", self.layout.is_some()),
+            ("--model", self.model.is_some()),
+            ("--mapping", !self.mapping.is_empty()),
+            ("--codes", !self.codes.is_empty()),
+            ("--on-error skip", self.on_error == OnErrorArg::Skip),
+        ];
+        given.into_iter().find_map(|(name, given)| given.then_some(name))
+    }
+
     /// Reads sources into a catalog; what was skipped is said on standard error.
     pub fn read(&self, files: &[PathBuf]) -> anyhow::Result<(Catalog, Report)> {
         let mut sources = Sources::new().on_error(match self.on_error {

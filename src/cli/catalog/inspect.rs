@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::bail;
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 use serde_json::Value;
@@ -11,6 +11,7 @@ use sidereal::catalog::Catalog;
 
 use super::SourceArgs;
 use super::summary::{Attribute, Summary, TypeSummary};
+use crate::cli::load::progress;
 
 /// Longest text of a value in a table.
 const MAX_SHOWN: usize = 36;
@@ -35,8 +36,17 @@ impl Inspect {
     /// Runs the command.
     pub fn run(&self) -> anyhow::Result<()> {
         let (catalog, bytes) = if super::is_snapshot(&self.file)? {
-            let bytes = std::fs::metadata(&self.file).with_context(|| self.file.display().to_string())?.len();
-            (Catalog::open(&self.file)?, Some(bytes))
+            if let Some(option) = self.from.given() {
+                bail!("{option} is for sources, and {} is a snapshot", self.file.display());
+            }
+            // All of it is looked at anyway, and what was altered must not be believed.
+            let bar = progress("verifying");
+            let verified = Catalog::verify(&self.file, &mut |done, total| {
+                bar.set_length(total);
+                bar.set_position(done);
+            })?;
+            bar.finish_and_clear();
+            (Catalog::open(&self.file)?, Some(verified.bytes))
         } else {
             (self.from.read(std::slice::from_ref(&self.file))?.0, None)
         };

@@ -61,6 +61,8 @@ fn sources_become_snapshots_that_are_sound() {
     bytes[at] ^= 1;
     folder.write("d.sidcat", &bytes);
     failed(&folder, "verify {}/d.sidcat", 1, "d.sidcat: ");
+    failed(&folder, "inspect {}/d.sidcat", 1, "d.sidcat: ");
+    failed(&folder, "build {}/a.jsonl --out {}/a.jsonl", 1, "a.jsonl: that is the source ");
     failed(&folder, "verify {}/a.jsonl", 1, "a.jsonl: ");
     failed(&folder, "verify {}/none.sidcat", 1, "none.sidcat: ");
 }
@@ -176,6 +178,8 @@ fn what_a_catalog_holds_is_told_to_people_and_programs() {
     ] {
         assert!(stdout.contains(words), "no `{words}` in:\n{stdout}");
     }
+    let source = "--mapping is for sources, and ";
+    failed(&folder, "inspect {}/c.sidcat --mapping x.toml", 1, source);
     // A source is looked at in the same way.
     let (source, stderr) = done(&folder, "inspect {}/a.jsonl --json");
     let source: Value = serde_json::from_str(&source).unwrap();

@@ -349,6 +349,15 @@ impl Mask {
         self.sids.part_in(sids)
     }
 
+    /// Reads the memory near the bit of a SID, so that it is at hand when it is asked for; any number will do.
+    #[inline]
+    pub(crate) fn glance(&self, sid: u32) -> u64 {
+        match &self.sids.base {
+            Base::Bits(bits) => bits.words().get(sid as usize / 64).copied().unwrap_or(0),
+            Base::All | Base::List(_) => 0,
+        }
+    }
+
     /// Whether an item is alive.
     pub fn item_alive(&self, index: &TypeIndex, rank: Rank) -> bool {
         match &self.items {
@@ -423,15 +432,18 @@ impl MaskPart<'_> {
     #[inline]
     pub fn alive(&self, sids: &Range<u32>) -> bool {
         let range = sids.start as usize..sids.end as usize;
+        let from = |list: &[u32]| list.partition_point(|&at| at < sids.start);
         match &self.base {
             // More than could be dead: no need to look which are.
             PartBase::All if range.len() > self.dead.len() => true,
-            PartBase::All => range.len() > Set::part(self.dead, sids).len(),
+            PartBase::All if range.is_empty() => false,
+            // All are dead if so many dead later is the last.
+            PartBase::All => self.dead.get(from(self.dead) + range.len() - 1) != Some(&(sids.end - 1)),
             PartBase::Bits(bits) if self.dead.is_empty() => bits.any(range),
             PartBase::Bits(bits) => {
                 bits.any(range.clone()) && bits.count(range) > Set::part(self.dead, sids).len()
             }
-            PartBase::List(list) => !Set::part(list, sids).is_empty(),
+            PartBase::List(list) => list.get(from(list)).is_some_and(|&at| at < sids.end),
         }
     }
 

@@ -19,6 +19,7 @@
 //! - When no path is live, the levels that remain only cut the list to their widths; they are run at once.
 
 mod beside;
+mod bound;
 mod draw;
 mod input;
 mod pool;
@@ -28,6 +29,7 @@ mod step;
 use std::cmp::Ordering;
 
 use self::beside::BESIDE;
+use self::bound::{Bound, Row as Look};
 use self::draw::{Children, Drawn};
 pub(crate) use self::input::check;
 pub use self::input::{CodeColumns, MAX_WIDTH, StepLogits};
@@ -107,6 +109,7 @@ pub struct Search {
     drawn_norms: Vec<f32>,
     rivals: Rivals,
     pool: Pool,
+    bound: Bound,
     children: Children,
 }
 
@@ -158,6 +161,7 @@ impl Search {
             drawn_norms: Vec::with_capacity(widest),
             rivals,
             pool,
+            bound: Bound::new(widest / groups),
             children,
             spec,
         })
@@ -370,15 +374,22 @@ impl Search {
             let (Entries::Explicit { codes, .. } | Entries::Column { codes }) = index.entries(self.level);
             // A path that only the delta has stands nowhere here.
             sum ^= codes.get(entry.node.first as usize).copied().unwrap_or(0);
+            let sid = index.sids_below(self.level, entry.node).start;
+            sum ^= self.spec.types[entry.place as usize].1.glance(sid) as u16;
         }
         std::hint::black_box(sum);
     }
 
     /// Offers the first-level children of all requested types.
     fn extend_roots(&mut self, group: usize, logits: &StepLogits<'_>) -> Result<(), Nan> {
-        let Search { spec, classes, rivals, pool, children, norms, drawn_norms, .. } = self;
+        let Search { spec, classes, rivals, pool, bound, children, norms, drawn_norms, .. } = self;
         let step = Step { spec, classes, rivals, logits: *logits, level: 0, group };
         if spec.normalizer != Normalizer::Valid && spec.sampling.is_none() {
+            let first = step.root(0, norms[0]);
+            if may_bound(spec) && bound.begin(pool.width(), (first.node.end - first.node.first) as usize) {
+                bound.look(&Look::of(&first));
+                pool.threshold = bound.threshold(|entry| first.rules.alive(&scan::sids(&first, entry)));
+            }
             return (0..spec.types.len()).try_for_each(|place| scan::scan(&step.root(place, norms[0]), pool));
         }
         children.clear();
@@ -399,8 +410,36 @@ impl Search {
         Ok(())
     }
 
+    /// Looks at children of a group's list before they are offered, for a threshold and to have their logits at hand.
+    fn look_ahead(&mut self, group: usize, logits: &StepLogits<'_>) {
+        let Search { spec, pool, bound, norms, level, lists, .. } = self;
+        let live = || lists[group].iter().filter(|entry| entry.row != NO_ROW);
+        let Some(place) = live().next().map(|entry| entry.place) else { return };
+        let (item_type, mask) = &spec.types[place as usize];
+        let index = spec.catalog.index(*item_type);
+        let looks = live().filter(|entry| entry.place == place).map(|entry| Look {
+            index,
+            level: *level,
+            node: entry.node,
+            logits: logits.slice(entry.row as usize, index.codebook(*level)),
+            score: entry.score,
+            norm: norms[entry.row as usize],
+        });
+        let entries = looks.clone().map(|look| (look.node.end - look.node.first) as usize).sum();
+        // Below a mask that leaves little the best children are mostly dead.
+        if may_bound(spec) && mask.is_all() && bound.begin(pool.width(), entries) {
+            looks.for_each(|look| bound.look(&look));
+            pool.threshold = bound.threshold(|_| true);
+        } else {
+            std::hint::black_box(looks.map(|look| look.touch()).fold(0, |sum, bits| sum ^ bits));
+        }
+    }
+
     /// Offers the finished paths of a group's list and the children of its live ones.
     fn extend_list(&mut self, group: usize, logits: &StepLogits<'_>) -> Result<(), Nan> {
+        if self.spec.normalizer != Normalizer::Valid && self.spec.sampling.is_none() {
+            self.look_ahead(group, logits);
+        }
         let Search { spec, classes, rivals, pool, children, norms, drawn_norms, level, lists, .. } = self;
         let step = Step { spec, classes, rivals, logits: *logits, level: *level, group };
         for (at, entry) in lists[group].iter().enumerate() {
@@ -504,6 +543,11 @@ impl Search {
         }
         taken.iter_mut().for_each(Vec::clear);
     }
+}
+
+/// Whether what a child's score is decides alone whether it is among the best.
+fn may_bound(spec: &SearchSpec) -> bool {
+    spec.groups == 1 && spec.max_per_prefix.is_none()
 }
 
 /// The path that a candidate leads to; score, place and row are the caller's to fill in.

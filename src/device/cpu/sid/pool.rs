@@ -44,7 +44,7 @@ pub(super) struct Pool {
     width: usize,
     offered: u32,
     cap: Option<Cap>,
-    /// Scores up to this one have no chance. NaN, which no score is below, while there is room.
+    /// Scores up to this one have no chance. NaN, which no score is below, while there is room and no bound is known.
     pub threshold: f32,
 }
 
@@ -83,6 +83,11 @@ impl Pool {
         self.width = width;
         self.offered = 0;
         self.threshold = f32::NAN;
+    }
+
+    /// Most candidates of the list.
+    pub fn width(&self) -> usize {
+        self.width
     }
 
     /// Takes a candidate whose score is not NaN, if it still has a chance.

@@ -1,17 +1,22 @@
 //! The children of a node, scored: the inner loop of the SID step.
 //!
 //! A child costs its code (2 bytes, in order), its logit, a subtraction, an addition and one comparison with the pool's threshold.
-//! Whether it is alive, and whether it begins a run, is asked only of those few that pass.
+//! Whether it is alive, and whether it begins a run, is asked only of those few that pass. Where few are alive the threshold rises
+//! late and nearly all would be asked: there the alive SIDs are walked instead ([`few`]), and the dead cost a bit each.
 //!
 //! In a column (see `catalog::index`) a child is a run of equal codes. The last level has only runs of one. Elsewhere the places where
 //! the code changes are found sixteen at a time, and a block without any is left by galloping, so that a child with many SIDs costs
 //! hardly more than a child with one.
 
+mod few;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod vectors;
+
 use std::ops::Range;
 
 use super::beside::Beside;
 use super::pool::{Candidate, Pool};
-use crate::catalog::{Child, Entries, Mask, Node, TypeIndex};
+use crate::catalog::{Child, Entries, Mask, MaskPart, Node, TypeIndex};
 use crate::device::cpu::logsum::log_probability;
 
 /// A logit that was needed is NaN.
@@ -74,10 +79,10 @@ impl Rules<'_> {
         self.mask.is_none_or(|mask| mask.alive(sids.clone()))
     }
 
-    /// Whether a child with these SIDs may be chosen.
+    /// Whether an earlier group has finished this SID.
     #[inline]
-    pub fn admit(&self, sids: &Range<u32>) -> bool {
-        self.alive(sids) && (self.taken.is_empty() || self.taken.binary_search(&sids.start).is_err())
+    pub fn is_taken(&self, first_sid: u32) -> bool {
+        !self.taken.is_empty() && self.taken.binary_search(&first_sid).is_ok()
     }
 
     /// The score that decides the choice.
@@ -149,26 +154,130 @@ pub(super) fn scan(parent: &Parent<'_>, pool: &mut Pool) -> Result<(), Nan> {
     }
 }
 
+/// How a level's entries make children.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Every entry is one.
+    Entries,
+    /// Every entry is one, and is a SID: the last level.
+    Sids,
+    /// Every run of equal codes is one, and its entries are SIDs.
+    Runs,
+}
+
+/// The codes of a level, and how its entries make children.
+#[inline]
+pub(super) fn codes_of(index: &TypeIndex, level: usize) -> (&[u16], Form) {
+    match index.entries(level) {
+        Entries::Explicit { codes, .. } => (codes, Form::Entries),
+        Entries::Column { codes } if level + 1 == index.levels() => (codes, Form::Sids),
+        Entries::Column { codes } => (codes, Form::Runs),
+    }
+}
+
+/// One alive SID among so many entries is where walking the alive costs as much as looking at all children first.
+const SPARSE: usize = 5;
+
 /// Offers the snapshot's children at some entries of a node; the first begins a child, and none goes on behind the last.
 pub(super) fn segment(parent: &Parent<'_>, entries: Range<usize>, pool: &mut Pool) -> Result<(), Nan> {
-    let (first, end) = (entries.start, entries.end);
-    let (codes, dense) = match parent.index.entries(parent.level) {
-        Entries::Explicit { codes, .. } => (codes, true),
-        Entries::Column { codes } => (codes, parent.level + 1 == parent.index.levels()),
+    let Some(mask) = parent.rules.mask else {
+        return every(parent, None, entries, pool);
     };
+    let part = mask.part(match parent.index.entries(parent.level) {
+        Entries::Explicit { start, .. } => start[entries.start]..start[entries.end],
+        Entries::Column { .. } => entries.start as u32..entries.end as u32,
+    });
+    if part.is_all() {
+        return every(parent, None, entries, pool);
+    }
+    if entries.len() > BLOCK && part.count() * SPARSE < entries.len() {
+        return few::segment(parent, &part, entries, pool);
+    }
+    every(parent, Some(&part), entries, pool)
+}
+
+/// Looks at every child; liveness is asked of those that pass the threshold.
+fn every(
+    parent: &Parent<'_>,
+    part: Option<&MaskPart<'_>>,
+    entries: Range<usize>,
+    pool: &mut Pool,
+) -> Result<(), Nan> {
+    let Some(part) = part else {
+        return each(parent, None, entries, pool, |code, at, pool| consider(parent, code, at, pool));
+    };
+    let mut waiting = Waiting::new(parent, part);
+    each(parent, Some(part), entries, pool, |code, at, pool| waiting.push(code, at, pool))?;
+    waiting.ask(pool)
+}
+
+/// Calls `consider` for the children at some entries that pass the threshold, with code and entry; those that are surely dead may be
+/// left out.
+#[inline]
+fn each(
+    parent: &Parent<'_>,
+    part: Option<&MaskPart<'_>>,
+    entries: Range<usize>,
+    pool: &mut Pool,
+    consider: impl FnMut(u16, usize, &mut Pool) -> Result<(), Nan>,
+) -> Result<(), Nan> {
+    let (first, end) = (entries.start, entries.end);
+    let (codes, form) = codes_of(parent.index, parent.level);
     let codes = &codes[..end];
     #[cfg(target_arch = "x86_64")]
     if end - first >= BLOCK && std::arch::is_x86_feature_detected!("avx512f") {
-        return match dense {
+        return match form {
             // SAFETY: the processor has AVX-512F, as was just asked.
-            true => unsafe { avx512::dense(parent, &codes[first..], first, pool) },
+            Form::Runs => unsafe { vectors::runs(parent, codes, first, pool, consider) },
             // SAFETY: as above.
-            false => unsafe { avx512::runs(parent, codes, first, pool) },
+            Form::Sids => unsafe { vectors::dense(parent, part, codes, first, pool, consider) },
+            // SAFETY: as above.
+            Form::Entries => unsafe { vectors::dense(parent, None, codes, first, pool, consider) },
         };
     }
-    match dense {
-        true => self::dense(parent, &codes[first..], first, pool),
-        false => runs(parent, codes, first, |_, begins, _| begins, pool),
+    match form {
+        Form::Runs => runs(parent, codes, first, |_, begins, _| begins, pool, consider),
+        _ => dense(parent, codes, first, pool, consider),
+    }
+}
+
+/// Children that pass and wait to be asked whether they are alive: one after the other each would wait for the memory of its
+/// bounds and its bits, and most answers would be guessed wrong.
+struct Waiting<'a> {
+    parent: &'a Parent<'a>,
+    part: &'a MaskPart<'a>,
+    codes: [u16; Waiting::MOST],
+    entries: [u32; Waiting::MOST],
+    len: usize,
+}
+
+impl<'a> Waiting<'a> {
+    const MOST: usize = 32;
+
+    fn new(parent: &'a Parent<'a>, part: &'a MaskPart<'a>) -> Waiting<'a> {
+        Waiting { parent, part, codes: [0; Waiting::MOST], entries: [0; Waiting::MOST], len: 0 }
+    }
+
+    #[inline]
+    fn push(&mut self, code: u16, at: usize, pool: &mut Pool) -> Result<(), Nan> {
+        (self.codes[self.len], self.entries[self.len]) = (code, at as u32);
+        self.len += 1;
+        if self.len == Waiting::MOST { self.ask(pool) } else { Ok(()) }
+    }
+
+    #[inline(never)]
+    fn ask(&mut self, pool: &mut Pool) -> Result<(), Nan> {
+        let len = std::mem::take(&mut self.len);
+        let mut alive = [false; Waiting::MOST];
+        for (alive, &entry) in alive.iter_mut().zip(&self.entries[..len]) {
+            *alive = self.part.alive(&sids(self.parent, entry));
+        }
+        for at in 0..len {
+            if alive[at] {
+                offer(self.parent, self.codes[at], self.entries[at] as usize, pool)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -179,14 +288,20 @@ pub(super) fn passes(score: f32, threshold: f32) -> bool {
     !(score <= threshold)
 }
 
-/// Every entry is a child.
+/// Every entry is a child; `codes` is cut at the node's end.
 #[inline]
-fn dense(parent: &Parent<'_>, codes: &[u16], first: usize, pool: &mut Pool) -> Result<(), Nan> {
+fn dense(
+    parent: &Parent<'_>,
+    codes: &[u16],
+    first: usize,
+    pool: &mut Pool,
+    mut consider: impl FnMut(u16, usize, &mut Pool) -> Result<(), Nan>,
+) -> Result<(), Nan> {
     let (logits, score, norm) = (parent.logits, parent.score, parent.norm);
     let mut threshold = pool.threshold;
-    for (i, &code) in codes.iter().enumerate() {
+    for (i, &code) in codes[first..].iter().enumerate() {
         if passes(score + (logits[code as usize] - norm), threshold) {
-            consider(parent, code, first + i, pool)?;
+            consider(code, first + i, pool)?;
             threshold = pool.threshold;
         }
     }
@@ -203,10 +318,11 @@ fn runs(
     first: usize,
     filter: impl Fn(&[u16], u32, f32) -> u32,
     pool: &mut Pool,
+    mut consider: impl FnMut(u16, usize, &mut Pool) -> Result<(), Nan>,
 ) -> Result<(), Nan> {
     let (logits, score, norm) = (parent.logits, parent.score, parent.norm);
     if first < codes.len() {
-        consider(parent, codes[first], first, pool)?;
+        consider(codes[first], first, pool)?;
     }
     let mut threshold = pool.threshold;
     let mut at = first + 1;
@@ -223,7 +339,7 @@ fn runs(
             begins &= begins - 1;
             let code = block[i + 1];
             if passes(score + (logits[code as usize] - norm), threshold) {
-                consider(parent, code, at + i, pool)?;
+                consider(code, at + i, pool)?;
                 threshold = pool.threshold;
             }
         }
@@ -232,7 +348,7 @@ fn runs(
     for at in at..codes.len() {
         let code = codes[at];
         if code != codes[at - 1] && passes(score + (logits[code as usize] - norm), threshold) {
-            consider(parent, code, at, pool)?;
+            consider(code, at, pool)?;
             threshold = pool.threshold;
         }
     }
@@ -240,11 +356,11 @@ fn runs(
 }
 
 /// Entries that [`changes`] looks at.
-const BLOCK: usize = 16;
+pub(super) const BLOCK: usize = 16;
 
 /// Bit `i` is set where entry `i + 1` of `BLOCK + 1` differs from entry `i`.
 #[inline(always)]
-fn changes(block: &[u16]) -> u32 {
+pub(super) fn changes(block: &[u16]) -> u32 {
     assert_eq!(block.len(), BLOCK + 1);
     #[cfg(target_arch = "x86_64")]
     {
@@ -266,55 +382,6 @@ fn changes(block: &[u16]) -> u32 {
     }
 }
 
-/// Sixteen scores at a time: a gather costs about a cycle per code, and the children that do not pass cost no branch.
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use super::{BLOCK, Nan, Parent, Pool, consider};
-
-    /// Below this many children in a block they are scored one by one.
-    const FEW: u32 = 5;
-
-    #[target_feature(enable = "avx512f")]
-    pub fn dense(parent: &Parent<'_>, codes: &[u16], first: usize, pool: &mut Pool) -> Result<(), Nan> {
-        let (blocks, rest) = codes.as_chunks::<BLOCK>();
-        for (at, block) in blocks.iter().enumerate() {
-            let mut bits = passing(parent, block, pool.threshold);
-            while bits != 0 {
-                let i = bits.trailing_zeros() as usize;
-                bits &= bits - 1;
-                consider(parent, block[i], first + at * BLOCK + i, pool)?;
-            }
-        }
-        super::dense(parent, rest, first + blocks.len() * BLOCK, pool)
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub fn runs(parent: &Parent<'_>, codes: &[u16], first: usize, pool: &mut Pool) -> Result<(), Nan> {
-        let filter = |block: &[u16], begins: u32, threshold: f32| match begins.count_ones() < FEW {
-            true => begins,
-            false => begins & passing(parent, block.try_into().expect("a block"), threshold),
-        };
-        super::runs(parent, codes, first, filter, pool)
-    }
-
-    /// Bit `i` is set where the score of `block[i]` passes the threshold, by the same two roundings as one by one.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn passing(parent: &Parent<'_>, block: &[u16; BLOCK], threshold: f32) -> u32 {
-        // SAFETY: 32 bytes are read from a block of 32; the load needs no alignment.
-        let codes = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(block.as_ptr().cast()) });
-        let bound = _mm512_set1_epi32(parent.logits.len() as i32);
-        assert!(_mm512_cmpge_epu32_mask(codes, bound) == 0, "a code beyond {} logits", parent.logits.len());
-        // SAFETY: every code is an index of `logits`, as was just asserted.
-        let logits = unsafe { _mm512_i32gather_ps::<4>(codes, parent.logits.as_ptr()) };
-        let levels = _mm512_sub_ps(logits, _mm512_set1_ps(parent.norm));
-        let scores = _mm512_add_ps(_mm512_set1_ps(parent.score), levels);
-        u32::from(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(scores, _mm512_set1_ps(threshold)))
-    }
-}
-
 /// The first entry from `from` on that is not `code`, in steps that double; codes ascend.
 fn run_end(codes: &[u16], from: usize, code: u16) -> usize {
     if from >= codes.len() || codes[from] != code {
@@ -329,11 +396,18 @@ fn run_end(codes: &[u16], from: usize, code: u16) -> usize {
     from + codes[from..end].partition_point(|&c| c == code)
 }
 
-/// Asks the rules and offers a child.
+/// [`offer`], out of the way of the loops.
 #[inline(never)]
 fn consider(parent: &Parent<'_>, code: u16, at: usize, pool: &mut Pool) -> Result<(), Nan> {
+    offer(parent, code, at, pool)
+}
+
+/// Offers a child that is alive.
+#[inline]
+fn offer(parent: &Parent<'_>, code: u16, at: usize, pool: &mut Pool) -> Result<(), Nan> {
     let rules = &parent.rules;
-    if (rules.mask.is_some() || !rules.taken.is_empty()) && !rules.admit(&sids(parent, at as u32)) {
+    // Only SIDs, children of the last level, are ever taken.
+    if rules.is_taken(at as u32) {
         return Ok(());
     }
     let logit = parent.logits[code as usize];
@@ -347,77 +421,4 @@ fn consider(parent: &Parent<'_>, code: u16, at: usize, pool: &mut Pool) -> Resul
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changes_and_runs_equal_their_definitions() {
-        let mut state = 7u32;
-        for case in 0..2000u32 {
-            let codes: Vec<u16> = (0..BLOCK + 1)
-                .scan(0u16, |code, _| {
-                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    *code += u16::from((state >> 16).is_multiple_of(1 + case % 9)) * 300;
-                    Some(*code)
-                })
-                .collect();
-            let expected = (0..BLOCK).fold(0, |bits, i| bits | u32::from(codes[i] != codes[i + 1]) << i);
-            assert_eq!(changes(&codes), expected, "{codes:?}");
-            let expected = codes.iter().take_while(|&&c| c == codes[0]).count();
-            assert_eq!(run_end(&codes, 1, codes[0]), expected, "{codes:?}");
-        }
-    }
-
-    /// What this machine's vectors offer equals what one by one offers, ties and all.
-    #[test]
-    fn every_way_to_scan_keeps_the_same_children() {
-        let mut state = 11u32;
-        let mut random = move |bound: u32| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) % bound
-        };
-        for case in 0..400 {
-            let codes = 1 + random(if case % 2 == 0 { 9 } else { 700 });
-            let tuples: Vec<u16> =
-                (0..3000).flat_map(|_| [random(3), random(codes), random(60)]).map(|c| c as u16).collect();
-            let index = TypeIndex::from_tuples(&[3, codes as usize, 60], &tuples).unwrap();
-            let logits: Vec<f32> = (0..codes).map(|_| -(random(40) as f32)).collect();
-            for child in index.children(0, index.root()) {
-                let parent = Parent {
-                    index: &index,
-                    level: 1,
-                    node: child.node,
-                    beside: None,
-                    logits: &logits,
-                    score: -1.5,
-                    norm: 0.25,
-                    place: 0,
-                    class: Class::Parent(0),
-                    rules: Rules { mask: None, taken: &[], uses: None },
-                };
-                let kept = |scan: &dyn Fn(&mut Pool)| -> Vec<(u16, u32)> {
-                    let mut pool = Pool::new(8);
-                    pool.begin(1 + case as usize % 8);
-                    scan(&mut pool);
-                    pool.finish().iter().map(|c| (c.code, c.entry)).collect()
-                };
-                let fast = kept(&|pool| scan(&parent, pool).unwrap());
-                let (first, end) = (child.node.first as usize, child.node.end as usize);
-                let slow = kept(&|pool| match index.entries(1) {
-                    Entries::Explicit { codes, .. } => {
-                        dense(&parent, &codes[first..end], first, pool).unwrap()
-                    }
-                    Entries::Column { codes } => {
-                        runs(&parent, &codes[..end], first, |_, begins, _| begins, pool).unwrap()
-                    }
-                });
-                assert_eq!(fast, slow, "case {case}");
-                let mut sorted: Vec<(u16, f32)> =
-                    index.children(1, child.node).map(|c| (c.code, logits[c.code as usize])).collect();
-                sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
-                let expected: Vec<u16> = sorted.iter().map(|c| c.0).take(fast.len().max(1)).collect();
-                assert_eq!(fast.iter().map(|c| c.0).collect::<Vec<_>>(), expected);
-            }
-        }
-    }
-}
+mod tests;

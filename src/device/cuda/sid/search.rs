@@ -10,7 +10,8 @@ use super::super::args::{MAX_LEVELS, NONE};
 use super::super::driver::{DevicePtr, Driver, failed};
 use super::memory::{Blocks, Staging};
 use super::records::{
-    HEADER_AT, MASK_BITS, MASK_LIST, MAX_TYPES, SidEntry, SidHeader, SidLink, SidMask, SidType, TAKEN_ROOM,
+    HEADER_AT, MASK_ALL, MASK_BITS, MASK_LIST, MAX_TYPES, SidEntry, SidHeader, SidLink, SidMask, SidType,
+    TAKEN_ROOM,
 };
 use super::shared::{CatalogRecords, UploadId, Uploads, upload_bitmap, upload_catalog};
 use crate::catalog::{Bitmap, Catalog, Layout, Mask, MaskBase};
@@ -309,8 +310,7 @@ impl Search {
             (at, list.len() as u32)
         };
         let (base, dead) = mask.parts();
-        // Zero is MASK_ALL.
-        let mut record = SidMask::zeroed();
+        let mut record = SidMask { base: MASK_ALL, ..SidMask::zeroed() };
         (record.dead, record.dead_len) = add(dead);
         match base {
             MaskBase::All => {}

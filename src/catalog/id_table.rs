@@ -78,16 +78,11 @@ impl IdTable {
     }
 
     /// The numbers of at most [`IdTable::batch`] ids. Each stage asks for memory on behalf of all ids before the next stage needs any of it.
-    pub fn find_batch<'a, I: AsRef<str>>(
-        &self,
-        ids: &[I],
-        id_of: impl Fn(u32) -> &'a [u8],
-        found: &mut [Option<u32>],
-    ) {
+    pub fn find_batch<'a>(&self, ids: &[&[u8]], id_of: impl Fn(u32) -> &'a [u8], found: &mut [Option<u32>]) {
         let mut hashes = [0; BATCH];
         let mut touched = 0u32;
-        for (hash, id) in hashes.iter_mut().zip(ids) {
-            *hash = xxh3_64(id.as_ref().as_bytes());
+        for (hash, &id) in hashes.iter_mut().zip(ids) {
+            *hash = xxh3_64(id);
             touched ^= self.slots.get(self.home(*hash)).copied().unwrap_or_default();
         }
         let mut texts: [(u32, &[u8]); BATCH] = [(EMPTY, &[]); BATCH];
@@ -100,8 +95,8 @@ impl IdTable {
             touched ^= u32::from(text.first().copied().unwrap_or_default());
         }
         std::hint::black_box(touched);
-        for (at, (found, id)) in found.iter_mut().zip(ids).enumerate() {
-            let ((number, text), id) = (texts[at], id.as_ref().as_bytes());
+        for (at, (found, &id)) in found.iter_mut().zip(ids).enumerate() {
+            let (number, text) = texts[at];
             *found = match number {
                 EMPTY => None,
                 number if text == id => Some(number),
@@ -131,7 +126,7 @@ impl IdTable {
     }
 
     fn home(&self, hash: u64) -> usize {
-        ((hash >> 32) * u64::from(self.homes) >> 32) as usize
+        (((hash >> 32) * u64::from(self.homes)) >> 32) as usize
     }
 
     /// The bits of numbers.
@@ -161,7 +156,8 @@ mod tests {
             let asked: Vec<String> = (0..3 * items + 40).map(|at| format!("id {at}")).collect();
             for asked in asked.chunks(IdTable::batch()) {
                 let mut found = vec![None; asked.len()];
-                table.find_batch(asked, id_of, &mut found);
+                let bytes: Vec<&[u8]> = asked.iter().map(|id| id.as_bytes()).collect();
+                table.find_batch(&bytes, id_of, &mut found);
                 for (id, found) in asked.iter().zip(found) {
                     assert_eq!(found, ids.iter().position(|known| known == id).map(|at| at as u32), "{id}");
                 }

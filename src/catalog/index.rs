@@ -14,9 +14,12 @@
 //! The interval of SIDs below a node is known in `O(1)`, which is all that liveness needs: see [`super::Mask`].
 //! All arrays are flat and little-endian, to be mapped from a file and copied to a device as they are ([`TypeIndex::entries`]).
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::ops::Range;
 use std::sync::Arc;
+
+use rayon::prelude::*;
 
 use super::Array;
 use super::order::{self, Sorted};
@@ -343,6 +346,32 @@ impl TypeIndex {
         }
         let descend = |node, (level, &code)| Some(self.child(level, node, code)?.node);
         codes.iter().enumerate().try_fold(self.root(), descend).map(|node| SidIndex(node.first))
+    }
+
+    /// The codes of items, row-major `[ranks, levels]`.
+    pub(super) fn tuples(&self, ranks: &[u32]) -> Vec<u16> {
+        let levels = self.levels();
+        let sids: Cow<'_, [u32]> = match self.has_collisions() {
+            false => ranks.into(),
+            true => ranks.par_iter().map(|&rank| self.sid_of(Rank(rank)).0).collect::<Vec<u32>>().into(),
+        };
+        let mut tuples = vec![0; ranks.len() * levels];
+        for level in 0..levels {
+            let columns = match self.entries(level) {
+                Entries::Column { codes } => Cow::Borrowed(codes),
+                Entries::Explicit { codes, start, .. } => {
+                    let runs = codes.iter().zip(start.windows(2));
+                    let run = |(&code, run): (&u16, &[u32])| {
+                        std::iter::repeat_n(code, run[1].saturating_sub(run[0]) as usize)
+                    };
+                    // A file that nobody verified may state any bounds.
+                    runs.flat_map(run).take(self.sids()).collect()
+                }
+            };
+            let rows = tuples.par_chunks_exact_mut(levels).zip(&*sids).with_min_len(4096);
+            rows.for_each(|(row, &sid)| row[level] = columns[sid as usize]);
+        }
+        tuples
     }
 
     /// Bytes of the arrays.

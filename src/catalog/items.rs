@@ -131,6 +131,14 @@ impl Catalog {
         catalog
     }
 
+    /// The same items with other popularities and orders; what did not change keeps its checksums.
+    pub(super) fn with_parts(&self, types: Vec<TypeItems>) -> Catalog {
+        let mut catalog = Catalog { types, source: None, ..self.clone() };
+        catalog.checksums = snapshot::checksums_after(self, &catalog);
+        catalog.snapshot = snapshot::digest(&catalog);
+        catalog
+    }
+
     /// A catalog of parts, without a name yet.
     pub(super) fn of_parts(names: Vec<String>, types: Vec<TypeItems>, slots: Array<u32>) -> Catalog {
         let mut starts = vec![0];
@@ -207,20 +215,32 @@ impl Catalog {
 
     /// Finds many items by id, each as [`Catalog::find`] does, several times as fast in a large catalog.
     pub fn find_all<I: AsRef<str> + Sync>(&self, ids: &[I]) -> Vec<Option<(TypeId, Rank)>> {
-        let mut found = vec![None; ids.len()];
-        let batch = |(found, ids): (&mut [Option<(TypeId, Rank)>], &[I])| {
+        self.find_all_by(ids, |id| id.as_ref())
+    }
+
+    /// Finds the items of many things that have an id.
+    pub(super) fn find_all_by<'a, K: Sync>(
+        &self,
+        keys: &'a [K],
+        id: impl Fn(&'a K) -> &'a str + Sync,
+    ) -> Vec<Option<(TypeId, Rank)>> {
+        let mut found = vec![None; keys.len()];
+        let batch = |found: &mut [Option<(TypeId, Rank)>], keys: &'a [K]| {
+            let mut ids: [&[u8]; IdTable::batch()] = [&[]; IdTable::batch()];
+            ids.iter_mut().zip(keys).for_each(|(to, key)| *to = id(key).as_bytes());
             let mut numbers = [None; IdTable::batch()];
-            self.ids.find_batch(ids, |number| self.id_of(number), &mut numbers[..ids.len()]);
+            self.ids.find_batch(&ids[..keys.len()], |number| self.id_of(number), &mut numbers);
             for (to, number) in found.iter_mut().zip(numbers) {
                 *to = number.map(|number| self.place(number));
             }
         };
         let size = IdTable::batch();
         // A few thousand are found sooner than other threads wake up.
-        if ids.len() < 1 << 13 {
-            found.chunks_mut(size).zip(ids.chunks(size)).for_each(batch);
+        if keys.len() < 1 << 13 {
+            found.chunks_mut(size).zip(keys.chunks(size)).for_each(|(found, keys)| batch(found, keys));
         } else {
-            found.par_chunks_mut(size).zip(ids.par_chunks(size)).with_min_len(64).for_each(batch);
+            let batches = found.par_chunks_mut(size).zip(keys.par_chunks(size)).with_min_len(64);
+            batches.for_each(|(found, keys)| batch(found, keys));
         }
         found
     }

@@ -208,17 +208,23 @@ impl<'a> Source<'a> {
         Values::Category { names: select(&names.finish(), &order), codes: numbers.into() }
     }
 
+    /// Labels; columns of JSON beside them hold nothing but empty lists.
     fn labels(&self) -> Labels {
-        let old = |part: usize| match &self.columns[part].1.values {
-            Values::Labels(labels) => labels,
-            _ => unreachable!("labels"),
+        let names = |part: usize| match &self.columns[part].1.values {
+            Values::Labels(labels) => Some(&labels.names),
+            _ => None,
         };
+        let name_count = |part: usize| names(part).map_or(0, Strings::len);
         let list = |at: usize| {
-            let (place, part) = (self.places[at], self.part(self.places[at]));
-            (part, old(part).list((place - self.columns[part].0) as usize))
+            let place = self.places[at];
+            let list: &[u32] = match self.locate(place) {
+                (Values::Labels(labels), at) => labels.list(at),
+                _ => &[],
+            };
+            (self.part(place), list)
         };
         let used: Vec<Vec<AtomicBool>> = (0..self.columns.len())
-            .map(|part| (0..old(part).names.len()).map(|_| AtomicBool::new(false)).collect())
+            .map(|part| (0..name_count(part)).map(|_| AtomicBool::new(false)).collect())
             .collect();
         (0..self.places.len()).into_par_iter().with_min_len(GRAIN).for_each(|at| {
             let (part, list) = list(at);
@@ -233,40 +239,41 @@ impl<'a> Source<'a> {
         let mut met: Vec<(&[u8], usize, usize)> = Vec::new();
         for (part, used) in used.iter().enumerate() {
             let labels = (0..used.len()).filter(|&label| used[label].load(Ordering::Relaxed));
-            met.extend(labels.map(|label| (old(part).names.get_bytes(label), part, label)));
+            met.extend(labels.filter_map(|label| Some((names(part)?.get_bytes(label), part, label))));
         }
         met.par_sort_unstable();
         let mut numbers: Vec<Vec<u32>> = used.iter().map(|used| vec![0; used.len()]).collect();
-        let mut names = strings::StringsBuilder::default();
+        let mut dictionary = strings::StringsBuilder::default();
         for (at, &(name, part, label)) in met.iter().enumerate() {
             if at == 0 || met[at - 1].0 != name {
-                names.push_bytes(name);
+                dictionary.push_bytes(name);
             }
-            numbers[part][label] = names.len() as u32 - 1;
+            numbers[part][label] = dictionary.len() as u32 - 1;
         }
         let copy = |at: usize, to: &mut [u32]| {
             let (part, list) = list(at);
             to.iter_mut().zip(list).for_each(|(to, &label)| *to = numbers[part][label as usize]);
         };
         let (labels, ends) = strings::gather(self.places.len(), |at| list(at).1.len(), copy);
-        Labels { names: names.finish(), labels, ends }
+        Labels { names: dictionary.finish(), labels, ends }
     }
 
-    /// JSON text, beside which there may be empty lists; nothing but those is lists of labels.
+    /// JSON text, beside which there may be empty lists of labels, or labels, beside which there may be the text of empty lists.
     fn json(&self) -> Result<Values, String> {
-        let places = || self.places.par_iter().with_min_len(GRAIN);
-        let is_list_of_strings = |&place: &u32| match self.locate(place) {
-            (Values::Labels(labels), at) => !labels.list(at).is_empty(),
-            _ => false,
+        let any = |is: fn(&Values, usize) -> bool| {
+            self.places.par_iter().with_min_len(GRAIN).any(|&place| {
+                let (values, at) = self.locate(place);
+                is(values, at)
+            })
         };
-        if places().any(|place| is_list_of_strings(place)) {
-            return Err(self.mixture());
+        let text = any(|values, at| matches!(values, Values::Json(texts) if texts.get_bytes(at) != b"[]"));
+        let labels =
+            any(|values, at| matches!(values, Values::Labels(labels) if !labels.list(at).is_empty()));
+        match (text, labels) {
+            (true, true) => Err(self.mixture()),
+            (true, false) => Ok(Values::Json(self.plain_texts())),
+            (false, _) => Ok(Values::Labels(self.labels())),
         }
-        if places().all(|&place| self.text(place) == b"[]") {
-            let (labels, ends) = strings::gather(self.places.len(), |_| 0, |_, _: &mut [u32]| ());
-            return Ok(Values::Labels(Labels { names: Strings::default(), labels, ends }));
-        }
-        Ok(Values::Json(self.plain_texts()))
     }
 }
 

@@ -8,6 +8,7 @@ mod sections;
 mod verify;
 mod write;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -24,6 +25,18 @@ pub use verify::Verified;
 /// The checksum of every section, in order.
 pub(super) fn checksums(catalog: &Catalog) -> Arc<[u64]> {
     sections(catalog).par_iter().map(|section| xxh3_64(&section.bytes)).collect::<Vec<u64>>().into()
+}
+
+/// The checksums of a catalog that differs from `before` in popularity alone.
+pub(super) fn checksums_after(before: &Catalog, catalog: &Catalog) -> Arc<[u64]> {
+    let changed = [SectionKind::Contents, SectionKind::Popularity, SectionKind::Preferred];
+    let old: HashMap<_, u64> =
+        sections(before).iter().map(|section| section.key).zip(before.checksums().iter().copied()).collect();
+    let checksum = |section: &sections::Section<'_>| match old.get(&section.key) {
+        Some(&checksum) if !changed.contains(&section.key.kind) => checksum,
+        _ => xxh3_64(&section.bytes),
+    };
+    sections(catalog).par_iter().map(checksum).collect::<Vec<u64>>().into()
 }
 
 /// The name of a catalog whose checksums are known.

@@ -15,6 +15,11 @@ fn image() -> Image {
     Image::of(&random::build(&random::records(21, 1500)))
 }
 
+/// The same sections, but short ones.
+fn small() -> Image {
+    Image::of(&random::build(&random::records(22, 120)))
+}
+
 fn open(image: &Image, folder: &Path) -> Result<(), String> {
     let path = image.save(folder);
     let strip = |error: sidereal::Error| {
@@ -123,7 +128,7 @@ fn every_bit_of_header_and_table_counts() {
 #[test]
 fn a_flipped_bit_of_any_section_is_found_and_named() {
     let folder = tempfile::tempdir().unwrap();
-    let image = image();
+    let image = small();
     for (at, entry) in image.entries().into_iter().enumerate() {
         for byte in [0, entry.length / 2, entry.length.saturating_sub(1)] {
             if entry.length == 0 {
@@ -141,7 +146,7 @@ fn a_flipped_bit_of_any_section_is_found_and_named() {
             );
         }
         let end = (entry.offset + entry.length) as usize;
-        if end % 64 != 0 {
+        if !end.is_multiple_of(64) {
             let mut changed = image.clone();
             changed.0[end] = 7;
             let message = verify(&changed, folder.path()).unwrap_err();
@@ -153,7 +158,7 @@ fn a_flipped_bit_of_any_section_is_found_and_named() {
 #[test]
 fn sections_out_of_place_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let image = image();
+    let image = small();
     let count = image.sections();
     let entry = |at: usize| 64 + 32 * at..64 + 32 * (at + 1);
     for at in 0..count - 1 {
@@ -174,7 +179,7 @@ fn sections_out_of_place_are_refused() {
         let message = open(&changed, folder.path()).unwrap_err();
         assert!(message.starts_with(&format!("section {at}: expected ")), "{at}: {message}");
     }
-    for at in 0..count {
+    for at in (0..count).step_by(3) {
         for (field, value) in [
             (8, u64::MAX),
             (8, 0),
@@ -346,7 +351,7 @@ fn changed_files_never_panic_where_they_are_checked() {
     let count =
         std::env::var("SIDEREAL_SNAPSHOT_MUTATIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(500);
     let folder = tempfile::tempdir().unwrap();
-    let image = Image::of(&random::build(&random::records(22, 120)));
+    let image = small();
     let mut random = Random::new(99);
     let (mut refused, mut opened) = (0, 0);
     for round in 0..count {

@@ -4,4 +4,5 @@ mod columns;
 mod damage;
 mod file;
 mod image;
+mod merge;
 mod random;

@@ -18,6 +18,10 @@ const FEW_DEAD: usize = 4096;
 /// One dead of so many is where a list (of 32 bits each) becomes a quarter of the bitmap that replaces it.
 const SHARE_OF_DEAD: usize = 128;
 
+/// Steps of [`sids_of`].
+const HALVINGS: usize = 8;
+const PROPORTIONS: usize = 2;
+
 /// A set of numbers below a bound: a base less the dead.
 #[derive(Clone, Debug)]
 struct Set {
@@ -214,30 +218,53 @@ fn sorted(numbers: impl Iterator<Item = u32>) -> Vec<u32> {
 
 /// The SIDs of ascending ranks of an index whose items share SIDs, each SID once.
 ///
-/// Where items lie is guessed from how many there are, twice, before it is sought: the guesses do not wait for each other's
-/// memory, as the steps of a search do.
+/// All ranks are sought together, step by step, so that none waits for another's memory: first by halving, where a step meets few
+/// different places, then by proportion between the ends of what is left, which lands close to the aim.
 fn sids_of(index: &TypeIndex, ranks: &[u32]) -> Vec<u32> {
-    let first_item = &index.first_item()[..index.sids()];
-    let density = index.sids() as f64 / index.items().max(1) as f64;
-    let guess = |from: usize, rank: u32| {
-        let distance = (f64::from(rank) - f64::from(first_item[from])) * density;
-        ((from as f64 + distance).max(0.0) as usize).min(first_item.len() - 1)
-    };
-    let guesses: Vec<usize> = ranks.iter().map(|&rank| guess(guess(0, rank), rank)).collect();
-    let mut sids: Vec<u32> = Vec::with_capacity(ranks.len());
-    for (&rank, guess) in ranks.iter().zip(guesses) {
-        // The last SID that begins at the rank or before it.
-        let after = if first_item[guess] <= rank {
-            guess + ahead(&first_item[guess..], rank + 1)
-        } else {
-            let mut step = 1;
-            while step <= guess && first_item[guess - step] > rank {
-                step *= 2;
+    /// What is left of a search: the SID at `low` begins at or before the rank, the one at `high` after it.
+    #[derive(Clone, Copy)]
+    struct Span {
+        low: usize,
+        high: usize,
+    }
+    let first_item = &index.first_item()[..];
+    let mut spans = vec![Span { low: 0, high: index.sids() }; ranks.len()];
+    let mut narrow = |by: fn(&[u32], Span, u32) -> usize| {
+        for (span, &rank) in spans.iter_mut().zip(ranks) {
+            if span.high - span.low > 1 {
+                let middle = by(first_item, *span, rank).clamp(span.low + 1, span.high - 1);
+                let side = if first_item[middle] <= rank { &mut span.low } else { &mut span.high };
+                *side = middle;
             }
-            let from = guess.saturating_sub(step);
-            from + first_item[from..guess].partition_point(|&first| first <= rank)
-        };
-        sids.push(after as u32 - 1);
+        }
+    };
+    for _ in 0..HALVINGS {
+        narrow(|_, span, _| span.low + (span.high - span.low) / 2);
+    }
+    for _ in 0..PROPORTIONS {
+        narrow(|first_item, Span { low, high }, rank| {
+            let (from, to) = (u64::from(first_item[low]), u64::from(first_item[high]));
+            low + (u64::from(rank).saturating_sub(from) * (high - low) as u64
+                / to.saturating_sub(from).max(1)) as usize
+        });
+    }
+    let mut sids: Vec<u32> = Vec::with_capacity(ranks.len());
+    for (&rank, Span { low, high }) in ranks.iter().zip(spans) {
+        // Near one of the ends: in steps that double from the lower one, or from the upper one down.
+        let mut step = 1;
+        let (mut low, mut high) = (low, high);
+        while high - low > 2 * step {
+            if first_item[low + step] > rank {
+                high = low + step;
+                break;
+            }
+            if first_item[high - step] <= rank {
+                low = high - step;
+                break;
+            }
+            step *= 2;
+        }
+        sids.push((low + first_item[low..high].partition_point(|&first| first <= rank)) as u32 - 1);
     }
     sids.dedup();
     sids

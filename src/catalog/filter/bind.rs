@@ -183,13 +183,14 @@ impl IntSet {
         (last.wrapping_sub(first) as u64 == self.values.len() as u64 - 1).then_some((first, last))
     }
 
+    /// The lowest integer, and a bit per integer from there on, if those are few.
+    pub fn marks(&self) -> Option<(i64, &[u64])> {
+        (!self.marks.is_empty()).then_some((self.values[0], &self.marks))
+    }
+
     #[inline]
     pub fn contains(&self, value: i64) -> bool {
-        if self.marks.is_empty() {
-            return self.values.binary_search(&value).is_ok();
-        }
-        let at = value.wrapping_sub(self.values[0]) as u64;
-        self.marks.get((at / 64) as usize).is_some_and(|word| word >> (at % 64) & 1 == 1)
+        self.values.binary_search(&value).is_ok()
     }
 }
 

@@ -81,9 +81,15 @@ pub(in crate::catalog) fn alive_sids(first_item: &[u32], alive: &Bitmap) -> Vec<
     let sids = first_item.len() - 1;
     let mut words = vec![0; sids.div_ceil(64)];
     let level = Level::detect();
-    for (block, out) in words.chunks_mut(WORDS).enumerate() {
+    let fill = |(block, out): (usize, &mut [u64])| {
         let (first, end) = (block * BLOCK, sids.min((block + 1) * BLOCK));
         scan::parts_from(level, alive.words(), first_item[first], &first_item[first + 1..=end], out);
+    };
+    // A thread of the pool does this alone: see the cache.
+    if sids < PARALLEL || rayon::current_thread_index().is_some() {
+        words.chunks_mut(WORDS).enumerate().for_each(fill);
+    } else {
+        words.par_chunks_mut(WORDS).with_min_len(4).enumerate().for_each(fill);
     }
     words
 }
@@ -361,7 +367,10 @@ impl Work {
             Scan::Present | Scan::Bits(..) => unreachable!("these are bits already"),
             Scan::Ints(values, range) => scan::ints(level, &values[at], *range, out),
             Scan::Floats(values, range) => scan::floats(level, &values[at], *range, out),
-            Scan::IntSet(values, set) => scan::each(&values[at], out, |&value| set.contains(value)),
+            Scan::IntSet(values, set) => match set.marks() {
+                Some((low, marks)) => scan::marked_ints(level, &values[at], low, marks, out),
+                None => scan::each(&values[at], out, |&value| set.contains(value)),
+            },
             Scan::FloatSet(values, set) => scan::each(&values[at], out, |value| {
                 set.binary_search_by(|one| one.partial_cmp(value).unwrap_or(Ordering::Less)).is_ok()
             }),

@@ -73,6 +73,15 @@ pub(crate) fn ints(level: Level, values: &[i64], (low, high): (i64, i64), out: &
     by_level!(level, ints(values, low, high, out), avx512);
 }
 
+/// Whether each value, less `low`, is a set bit of `marks`; what is below or beyond has none.
+pub(crate) fn marked_ints(level: Level, values: &[i64], low: i64, marks: &[u64], out: &mut [u64]) {
+    check_words(values.len(), out);
+    match marks {
+        [few] => by_level!(level, few_ints(values, low, *few, out), avx512),
+        many => by_level!(level, many_ints(values, low, many, out)),
+    }
+}
+
 /// Whether each value lies in `low..=high`; what is not a number does not.
 pub(crate) fn floats(level: Level, values: &[f64], (low, high): (f64, f64), out: &mut [u64]) {
     check_words(values.len(), out);
@@ -177,9 +186,34 @@ mod plain {
         }
     }
 
+    /// The same where a test is a look into memory, which gains nothing from vectors.
+    #[inline(always)]
+    fn pack_one_by_one<T: Copy>(values: &[T], out: &mut [u64], test: impl Fn(T) -> bool) {
+        for (word, values) in out.iter_mut().zip(values.chunks(64)) {
+            *word =
+                values.iter().enumerate().fold(0, |word, (bit, &value)| word | u64::from(test(value)) << bit);
+        }
+    }
+
     #[inline(always)]
     pub fn ints(values: &[i64], low: i64, high: i64, out: &mut [u64]) {
         pack(values, out, |value| (value >= low) & (value <= high));
+    }
+
+    #[inline(always)]
+    pub fn few_ints(values: &[i64], low: i64, marks: u64, out: &mut [u64]) {
+        pack(values, out, |value| {
+            let at = value.wrapping_sub(low) as u64;
+            (at < 64) & (marks >> (at % 64) & 1 == 1)
+        });
+    }
+
+    #[inline(always)]
+    pub fn many_ints(values: &[i64], low: i64, marks: &[u64], out: &mut [u64]) {
+        pack_one_by_one(values, out, |value| {
+            let at = value.wrapping_sub(low) as u64;
+            marks.get((at / 64) as usize).is_some_and(|word| word >> (at % 64) & 1 == 1)
+        });
     }
 
     #[inline(always)]
@@ -199,14 +233,9 @@ mod plain {
 
     #[inline(always)]
     pub fn many_codes(values: &[u32], marks: &[u64], out: &mut [u64]) {
-        let marked =
-            |value: u32| marks.get(value as usize / 64).is_some_and(|word| word >> (value % 64) & 1 == 1);
-        for (word, values) in out.iter_mut().zip(values.chunks(64)) {
-            *word = values
-                .iter()
-                .enumerate()
-                .fold(0, |word, (bit, &value)| word | u64::from(marked(value)) << bit);
-        }
+        pack_one_by_one(values, out, |value| {
+            marks.get(value as usize / 64).is_some_and(|word| word >> (value % 64) & 1 == 1)
+        });
     }
 
     #[inline(always)]

@@ -87,6 +87,30 @@ fn ranges_of_numbers() {
 }
 
 #[test]
+fn marked_integers() {
+    let mut dice = Dice(6);
+    // No mark is beyond the last integer, as no mark of a set is.
+    let lows = [i64::MIN, -64, -1, 0, 5, i64::MAX - 127];
+    for len in LENGTHS {
+        for low in lows {
+            let offsets = [0, 1, 5, 31, 63, 64, 65, 127, 128, 1000, -1, -64, i64::MIN, i64::MAX];
+            let values: Vec<i64> =
+                (0..len).map(|_| low.wrapping_add(offsets[dice.below(14) as usize])).collect();
+            for words in [1, 2] {
+                let marks: Vec<u64> = (0..words).map(|_| dice.next()).collect();
+                let holds = |&value: &i64| {
+                    let at = i128::from(value) - i128::from(low);
+                    (0..64 * words as i128).contains(&at) && marks[at as usize / 64] >> (at % 64) & 1 == 1
+                };
+                expect(&values, &format!("from {low}, marks {marks:x?}"), holds, |level, out| {
+                    marked_ints(level, &values, low, &marks, out);
+                });
+            }
+        }
+    }
+}
+
+#[test]
 fn codes_and_marks() {
     let mut dice = Dice(2);
     let edges = [0, 1, 31, 32, 33, 63, 64, 65, 127, 128, 1 << 31, u32::MAX];

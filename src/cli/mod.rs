@@ -24,7 +24,7 @@ struct Cli {
 enum Command {
     /// Answer one prompt, or a file of requests.
     Generate(Box<generate::Generate>),
-    /// Measure a model on this machine, with the limit beside the figure.
+    /// Measure a model or the SID step on this machine, with the limit beside the figure.
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Say what this machine offers and what would run where.

@@ -3,12 +3,20 @@
 //! `sid_step/w70/v8192x3/uniform/level1` is the time of one `advance` at that level with the normalisers given as well (log-probabilities,
 //! as other systems are measured); `.../with_norms` computes them. Criterion's throughput is in children looked at, so that its
 //! inverse is the time per child. Beams are those that the search itself reaches. `SID_STEP_ITEMS` makes the catalogs smaller.
+//!
+//! `.../level1/walk` starts from up to 70 different ancestors of random items instead, and `.../level1/filter1pct` is the same under a bitmap
+//! that leaves one item in a hundred. `.../level1/read` only reads the logits of such a step.
+
+// One file for the bench and for `sidereal bench sid`.
+#[path = "../src/cli/bench/walk.rs"]
+mod walk;
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sidereal::catalog::synthetic::{self, Skew};
 use sidereal::catalog::{Catalog, Mask, TypeSpec};
 use sidereal::device::cpu::logsum::log_sum_exp;
@@ -17,17 +25,9 @@ use sidereal::device::cpu::sid::{Search, StepLogits};
 use sidereal::device::ops::{Normalizer, Sampling, SearchSpec, TextRow};
 use sidereal::ids::TypeId;
 
-const WIDTH: u32 = 70;
+use walk::{Walks, noise};
 
-/// Pseudo-random logits, about normal.
-fn noise(count: usize, seed: u64) -> Vec<f32> {
-    let unit = |i: u64| {
-        let mut z = (i ^ seed << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        ((z >> 40) as f32 / (1 << 24) as f32 - 0.5) * 6.0
-    };
-    (0..count as u64).map(|i| unit(2 * i) + unit(2 * i + 1)).collect()
-}
+const WIDTH: u32 = 70;
 
 fn catalog(levels: &[usize], skew: Skew) -> Arc<Catalog> {
     let items = std::env::var("SID_STEP_ITEMS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000_000);
@@ -119,8 +119,10 @@ fn prefixes_at(search: &Search, row: usize, level: usize, before: &[Vec<u16>]) -
 fn sid_step(criterion: &mut Criterion) {
     let catalogs = [
         ("v8192x3", vec![8192; 3], "uniform", Skew::Uniform),
+        ("v8192x3", vec![8192; 3], "zipf0.8", Skew::Zipf(0.8)),
         ("v8192x3", vec![8192; 3], "zipf1.0", Skew::Zipf(1.0)),
         ("v2048x8", vec![2048; 8], "uniform", Skew::Uniform),
+        ("v2048x8", vec![2048; 8], "zipf0.8", Skew::Zipf(0.8)),
         ("v2048x8", vec![2048; 8], "zipf1.0", Skew::Zipf(1.0)),
     ];
     for (shape, levels, skew_name, skew) in catalogs {
@@ -150,9 +152,38 @@ fn sid_step(criterion: &mut Criterion) {
                     });
                 });
             }
+            walks(&mut group, &catalog, level);
         }
         group.finish();
     }
+}
+
+/// Steps from ancestors of random items of those that a filter leaves, with and without it.
+fn walks(group: &mut BenchmarkGroup<'_, WallTime>, catalog: &Arc<Catalog>, level: usize) {
+    let index = catalog.index(TypeId(0));
+    let all = Arc::new(Mask::all(index));
+    let filter = Arc::new(walk::share(index, 0.01));
+    let mut walks = Walks::new(catalog, &filter, level, WIDTH as usize);
+    group.throughput(Throughput::Elements((walks.children() as u64).max(1)));
+    for (name, mask) in [("walk", &all), ("filter1pct", &filter)] {
+        let mut at = 0;
+        group.bench_function(BenchmarkId::from_parameter(format!("level{level}/{name}")), |b| {
+            b.iter_custom(|times| {
+                let mut step = |_| {
+                    at += 1;
+                    walks.step(at, mask, WIDTH as usize)
+                };
+                (0..times).map(&mut step).sum()
+            });
+        });
+    }
+    let mut at = 0;
+    group.bench_function(BenchmarkId::from_parameter(format!("level{level}/read")), |b| {
+        b.iter_custom(|times| {
+            at += times as usize;
+            (0..times as usize).map(|i| walks.read(at + i)).sum()
+        });
+    });
 }
 
 fn text(criterion: &mut Criterion) {

@@ -1,5 +1,8 @@
 //! `sidereal bench`: measurements of whole steps, with the limit beside the figure.
 
+mod sid;
+mod walk;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,11 +20,13 @@ use sidereal::text::{Tokenizer, tiny};
 
 use super::load::{DTypeArg, DeviceArg, progress};
 
-/// Measure a model on this machine, with the limit beside the figure.
+/// Measure a model or the SID step on this machine, with the limit beside the figure.
 #[derive(Subcommand)]
 pub enum Bench {
     /// Prefill, decode and beam search of a model folder, or of random weights of a named shape.
     Model(ModelBench),
+    /// The SID step on one thread of the CPU, level by level, on a synthetic catalog.
+    Sid(sid::SidBench),
 }
 
 /// Prefill, decode and beam search.
@@ -79,6 +84,7 @@ impl Bench {
     pub fn run(&self) -> anyhow::Result<()> {
         match self {
             Bench::Model(bench) => bench.run(),
+            Bench::Sid(bench) => bench.run(),
         }
     }
 }

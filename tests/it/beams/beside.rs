@@ -123,7 +123,6 @@ fn two_tries_answer_as_one_would_bit_by_bit() {
 /// Lists of the draws of each group by the definition in float64; `None` where two candidates are too close to tell apart.
 fn drawn(case: &Case) -> Option<Vec<Vec<(Found, f64)>>> {
     let spec = &case.spec;
-    let sampling = spec.sampling.unwrap();
     let groups = spec.groups as usize;
     // A path, its log-probability at the temperature, and in `selected` the perturbed one.
     let mut lists: Vec<Vec<(Found, f64)>> = vec![Vec::new(); groups];
@@ -131,11 +130,11 @@ fn drawn(case: &Case) -> Option<Vec<Vec<(Found, f64)>>> {
         let mut uses: BTreeMap<(usize, u16), usize> = BTreeMap::new();
         let mut prefixes: BTreeMap<(usize, u16), u32> = BTreeMap::new();
         let mut taken = BTreeSet::new();
-        for group in 0..groups {
+        for (group, before) in lists.iter_mut().enumerate() {
             let finished = |f: &Found| f.codes.len() == case.codebooks[f.place].len();
             let mut all: Vec<(Found, f64)> = match level {
                 0 => children(case, None, group, &taken),
-                _ => lists[group]
+                _ => before
                     .iter()
                     .flat_map(|from| match finished(&from.0) {
                         true => vec![from.clone()],
@@ -157,15 +156,7 @@ fn drawn(case: &Case) -> Option<Vec<Vec<(Found, f64)>>> {
             if !all.windows(2).all(wide) {
                 return None;
             }
-            let mut list = Vec::new();
-            for found in all {
-                let count = prefixes.entry((found.0.place, found.0.codes[0])).or_default();
-                if list.len() < width as usize / groups && spec.max_per_prefix.is_none_or(|cap| *count < cap)
-                {
-                    *count += 1;
-                    list.push(found);
-                }
-            }
+            let list = admitted(all, width as usize / groups, spec.max_per_prefix, &mut prefixes);
             for (found, _) in &list {
                 if let Some(&code) = found.codes.get(level) {
                     *uses.entry((found.place, code)).or_default() += 1;
@@ -174,11 +165,28 @@ fn drawn(case: &Case) -> Option<Vec<Vec<(Found, f64)>>> {
                     taken.insert((found.place, found.codes.clone()));
                 }
             }
-            lists[group] = list;
+            *before = list;
         }
     }
-    assert!(sampling.temperature > 0.0);
     Some(lists)
+}
+
+/// The first `width` that find room in their class, type and first code.
+fn admitted(
+    all: Vec<(Found, f64)>,
+    width: usize,
+    cap: Option<u32>,
+    prefixes: &mut BTreeMap<(usize, u16), u32>,
+) -> Vec<(Found, f64)> {
+    let mut list = Vec::new();
+    for found in all {
+        let count = prefixes.entry((found.0.place, found.0.codes[0])).or_default();
+        if list.len() < width && cap.is_none_or(|cap| *count < cap) {
+            *count += 1;
+            list.push(found);
+        }
+    }
+    list
 }
 
 /// The children of a path that are alive and not taken, perturbed.

@@ -172,8 +172,9 @@ pub fn random_pair(dice: &mut Dice, items: usize) -> (Types, Types) {
         let Some((t, mut codes)) = (!base.is_empty()).then(|| base[dice.below(base.len())].clone()) else {
             break;
         };
-        for level in dice.below(codes.len() + 1)..codes.len() {
-            codes[level] = dice.below(levels[t][level]) as u16;
+        let same = dice.below(codes.len() + 1);
+        for (code, &bound) in codes.iter_mut().zip(&levels[t]).skip(same) {
+            *code = dice.below(bound) as u16;
         }
         delta.push((t, codes));
     }

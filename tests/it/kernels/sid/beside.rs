@@ -57,8 +57,8 @@ fn large_delta(types: &Types, dice: &mut Dice) -> Types {
         let near = (!types.sids[t].is_empty() && !dice.once_in(3)).then(|| dice.below(types.sids[t].len()));
         let mut codes = near.map_or_else(|| vec![0; types.levels[t].len()], |at| types.sids[t][at].clone());
         let same = if near.is_some() { dice.below(codes.len() + 1) } else { 0 };
-        for level in same..codes.len() {
-            codes[level] = dice.below(types.levels[t][level]) as u16;
+        for (code, &bound) in codes.iter_mut().zip(&types.levels[t]).skip(same) {
+            *code = dice.below(bound) as u16;
         }
         sids.push((t, codes));
     }

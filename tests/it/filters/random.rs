@@ -81,7 +81,7 @@ fn every_comparison_at_the_edges_of_words_and_blocks() {
                         "lang": if last { "la" } else { "en" },
                         "genres": if last { json!(["x", "last"]) } else { json!([]) },
                     });
-                    let serde_json::Value::Object(mut attributes) = attributes else { panic!() };
+                    let Value::Object(mut attributes) = attributes else { panic!() };
                     if missing && number % 2 == 0 && !last {
                         attributes.clear();
                     }

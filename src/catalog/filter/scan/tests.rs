@@ -124,7 +124,7 @@ fn codes_and_marks() {
                     &context,
                     |v| (low..=high).contains(v),
                     |level, out| {
-                        super::codes(level, &values, (low, high), out);
+                        codes(level, &values, (low, high), out);
                     },
                 );
             }

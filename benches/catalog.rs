@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use sidereal::catalog::synthetic::{self, Skew};
@@ -108,8 +108,12 @@ fn filters(c: &mut Criterion) {
     let (mut compiling, mut reading) = (Duration::MAX, Duration::MAX);
     // In turns: what else the machine does is then shared by both.
     for _ in 0..3 {
-        compiling = compiling.min(shortest(|| drop(black_box(five.compile(&catalog, T)))));
-        reading = reading.min(shortest(|| drop(black_box(read(&columns)))));
+        compiling = compiling.min(shortest(|| {
+            black_box(five.compile(&catalog, T));
+        }));
+        reading = reading.min(shortest(|| {
+            black_box(read(&columns));
+        }));
     }
     println!(
         "{} items, {} MB of columns: read in {reading:.2?} ({:.1} GB/s), five clauses in {compiling:.2?}, {:.2} times as long",
@@ -208,6 +212,24 @@ fn build(c: &mut Criterion) {
     group.finish();
 }
 
+/// Other popularities for all items, by rank and by id.
+fn popularity(c: &mut Criterion) {
+    let catalog = catalog();
+    let mut group = c.benchmark_group("popularity");
+    group.sample_size(10);
+    let values: Vec<f64> = (0..items()).map(|rank| (rank * 7919 % 1000) as f64).collect();
+    group.bench_function(size(), |b| {
+        b.iter_batched(
+            || vec![values.clone()],
+            |values| catalog.with_popularity(values),
+            BatchSize::PerIteration,
+        )
+    });
+    let changes: Vec<(String, f64)> = ids(items(), 1).into_iter().zip(values.iter().copied()).collect();
+    group.bench_function(format!("{}/by_id", size()), |b| b.iter(|| catalog.with_popularity_of(&changes)));
+    group.finish();
+}
+
 /// Opening a snapshot file that is in the page cache.
 fn snapshot(c: &mut Criterion) {
     let folder = tempfile::tempdir().expect("room for a file");
@@ -223,5 +245,5 @@ fn config() -> Criterion {
         .sample_size(20)
 }
 
-criterion_group! { name = benches; config = config(); targets = filters, exclude, build, snapshot }
+criterion_group! { name = benches; config = config(); targets = filters, exclude, popularity, build, snapshot }
 criterion_main!(benches);

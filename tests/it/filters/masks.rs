@@ -74,9 +74,9 @@ fn thousands_of_exclusions_one_after_the_other() {
                     gone.sort_unstable();
                 }
                 mask = mask.excluding(&index, &gone);
-                gone.iter().for_each(|rank| {
+                for rank in &gone {
                     alive.remove(&rank.0);
-                });
+                }
                 compare(&index, &mask, &alive);
             }
             let kept = ranks(items, items / 2, &mut dice);

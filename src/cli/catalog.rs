@@ -109,10 +109,10 @@ impl Build {
             bail!("--out {}: that is the source {}", self.out.display(), source.display());
         }
         let (catalog, report) = self.from.read(&self.sources)?;
+        if catalog.is_empty() {
+            bail!("the sources have no items{}", skipped(&report));
+        }
         for (at, name) in catalog.types().iter().enumerate() {
-            if catalog.is_empty() {
-                bail!("the sources have no items{}", skipped(&report));
-            }
             if catalog.index(TypeId(at as u16)).items() == 0 {
                 bail!(
                     "type `{name}` has no items{}; a layout for this catalog leaves it out",

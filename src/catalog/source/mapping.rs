@@ -8,6 +8,7 @@
 //! sid = ["code0", "code1", "code2"]               # or one column with a list
 //! others = "drop"                                 # columns not named here: "keep" (as attributes) or "drop"
 //! drop = ["image_url"]                            # columns left out whatever `others` says
+//! missing = ["", "NA"]                            # texts that are no values, in all columns
 //! format = "csv"                                  # jsonl, csv or parquet instead of what the file's name says
 //! delimiter = ";"                                 # of CSV
 //! quote = false                                   # quotes in a CSV file are ordinary characters
@@ -57,6 +58,8 @@ pub struct Mapping {
     pub others: Others,
     /// Columns left out.
     pub drop: Vec<String>,
+    /// Texts that stand for a missing value.
+    pub missing: Vec<String>,
     /// Attributes by name.
     pub attributes: BTreeMap<String, AttributeFrom>,
 }

@@ -57,6 +57,7 @@ pub struct Plan {
     /// Columns that the mapping names: they must exist where a file has a header.
     named: Vec<String>,
     others: bool,
+    missing: Vec<String>,
     prefix: String,
     constant_type: Option<String>,
     /// Columns per SID if there is one per level, else 0.
@@ -113,6 +114,7 @@ impl Plan {
             columns,
             named,
             others: mapping.others == Others::Keep && parts == Parts::All,
+            missing: mapping.missing.clone(),
             prefix,
             constant_type,
             code_columns,
@@ -213,7 +215,8 @@ impl<'a> Assembly<'a> {
 
     /// Adds the value of a column.
     pub fn put(&mut self, column: &str, use_of: Use<'_>, value: Value) {
-        if value.is_null() {
+        let missing = |text: &str| self.plan.missing.iter().any(|known| known == text);
+        if value.is_null() || value.as_str().is_some_and(missing) {
             return;
         }
         match use_of {

@@ -44,6 +44,28 @@ number = { column = "book_id", kind = "int" }
 }
 
 #[test]
+fn texts_that_are_no_values_are_missing() {
+    let folder = Folder::new();
+    let mapping = "type = { value = 'book' }\nmissing = ['', 'NA']\n[attributes]\nx = { kind = 'float' }";
+    let csv = "id,title,popularity,sid,x,y\na,NA,NA,1 2 3,NA,na\n";
+    let json = r#"{"id": "a", "title": "", "popularity": "NA", "sid": [1, 2, 3], "x": "NA", "y": "na"}"#;
+    for (name, text) in [("a.csv", csv), ("a.jsonl", json)] {
+        let (catalog, _) = read(&folder.write(name, text), mapping, OnError::Fail).unwrap();
+        let (t, rank) = catalog.find("a").unwrap();
+        let item = catalog.item(t, rank);
+        assert_eq!((item.title(), item.popularity()), (None, 0.0), "{name}");
+        assert_eq!(catalog.attributes(), ["y"], "{name}");
+    }
+    let path = folder.write("b.csv", "id,sid\nNA,1 2 3\n");
+    assert!(
+        read(&path, "type = { value = 'book' }\nmissing = ['NA']", OnError::Fail)
+            .unwrap_err()
+            .to_string()
+            .ends_with("line 2: id: missing")
+    );
+}
+
+#[test]
 fn a_column_named_in_a_message() {
     let folder = Folder::new();
     let mapping = "id = 'isbn'\ntype = { value = 'book' }\npopularity = 'sold'\nsid = ['a', 'b', 'c']\n\

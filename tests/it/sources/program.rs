@@ -173,8 +173,8 @@ fn what_a_catalog_holds_is_told_to_people_and_programs() {
         "codes used    3 of 4, 2 of 2",
         "shared SIDs   1 SIDs are those of 2 items, 2 at most",
         "most popular  The b  b [0, 1]",
-        "year    int      75.0 %  2 distinct, 1999 to 2003; mostly 1999 (2)",
-        "genres  labels   50.0 %  2 distinct; mostly Crime (2)",
+        "year    int     75.0 %  2 distinct, 1999 to 2003; mostly 1999 (2)",
+        "genres  labels  50.0 %  2 distinct; mostly Crime (2)",
     ] {
         assert!(stdout.contains(words), "no `{words}` in:\n{stdout}");
     }

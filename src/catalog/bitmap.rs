@@ -147,21 +147,32 @@ impl Bitmap {
         both as u32 & 0xffff
     }
 
-    /// The set bits of `range`, ascending.
-    #[inline]
-    pub(super) fn ones(&self, range: Range<usize>) -> impl Iterator<Item = usize> + use<'_> {
+    /// Calls `visit` for the set bits of `range`, ascending, until it fails.
+    #[inline(always)]
+    pub(super) fn try_for_each_one<E>(
+        &self,
+        range: Range<usize>,
+        mut visit: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<(), E> {
         let Range { start, end } = range;
-        let words = if start < end { start / 64..end.div_ceil(64) } else { 0..0 };
-        words.flat_map(move |at| {
-            let head = if at == start / 64 { !0 << (start % 64) } else { !0 };
-            let tail = if at == end / 64 { (1 << (end % 64)) - 1 } else { !0 };
-            let mut word = self.words[at] & head & tail;
-            std::iter::from_fn(move || {
-                let bit = (word != 0).then(|| 64 * at + word.trailing_zeros() as usize);
-                word &= word.wrapping_sub(1);
-                bit
-            })
-        })
+        if start >= end {
+            return Ok(());
+        }
+        let (first, last) = (start / 64, (end - 1) / 64);
+        for (at, &word) in self.words[first..=last].iter().enumerate() {
+            let mut word = word;
+            if at == 0 {
+                word &= !0 << (start % 64);
+            }
+            if first + at == last {
+                word &= !0 >> (63 - (end - 1) % 64);
+            }
+            while word != 0 {
+                visit(64 * (first + at) + word.trailing_zeros() as usize)?;
+                word &= word - 1;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -180,7 +191,10 @@ mod tests {
                     assert_eq!(bitmap.count(first..end), expected, "{first}..{end} of {len}");
                     assert_eq!(bitmap.any(first..end), expected > 0, "{first}..{end} of {len}");
                     let ones: Vec<usize> = (first..end).filter(|&bit| set(bit)).collect();
-                    assert_eq!(bitmap.ones(first..end).collect::<Vec<_>>(), ones, "{first}..{end} of {len}");
+                    let mut found = Vec::new();
+                    let all: Result<(), ()> =
+                        bitmap.try_for_each_one(first..end, |bit| Ok(found.push(bit)));
+                    assert_eq!((all, found), (Ok(()), ones), "{first}..{end} of {len}");
                 }
             }
             assert!((0..len).all(|bit| bitmap.get(bit) == set(bit)));

@@ -487,24 +487,35 @@ impl MaskPart<'_> {
     ///
     /// # Errors
     /// The first of `visit`.
-    #[inline]
+    #[inline(always)]
     pub fn try_for_each<E>(&self, mut visit: impl FnMut(u32) -> Result<(), E>) -> Result<(), E> {
         let mut dead = self.dead;
-        let mut alive = |sid: u32| {
-            while let [first, rest @ ..] = dead
-                && *first < sid
-            {
-                dead = rest;
-            }
-            if dead.first() == Some(&sid) { Ok(()) } else { visit(sid) }
-        };
         match &self.base {
-            PartBase::All => self.sids.clone().try_for_each(alive),
-            PartBase::List(list) => list.iter().copied().try_for_each(alive),
+            PartBase::All => self.sids.clone().try_for_each(|sid| unless_dead(&mut dead, sid, &mut visit)),
+            PartBase::List(list) => list.iter().try_for_each(|&sid| unless_dead(&mut dead, sid, &mut visit)),
             PartBase::Bits(bits) => {
                 let range = self.sids.start as usize..self.sids.end as usize;
-                bits.ones(range).try_for_each(|at| alive(at as u32))
+                bits.try_for_each_one(
+                    range,
+                    #[inline(always)]
+                    |at| unless_dead(&mut dead, at as u32, &mut visit),
+                )
             }
         }
     }
+}
+
+/// Calls `visit` unless the SID is one of the dead (ascending), of which those before it are dropped.
+#[inline(always)]
+fn unless_dead<E>(
+    dead: &mut &[u32],
+    sid: u32,
+    visit: &mut impl FnMut(u32) -> Result<(), E>,
+) -> Result<(), E> {
+    while let [first, rest @ ..] = *dead
+        && *first < sid
+    {
+        *dead = rest;
+    }
+    if dead.first() == Some(&sid) { Ok(()) } else { visit(sid) }
 }

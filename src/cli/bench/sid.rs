@@ -161,13 +161,7 @@ impl SidBench {
         for step in &figures.steps {
             print!(
                 "{:>5} {:>5.0} {:>9.0} {:>9.1} {:>9.1} {:>9.2} {:>9.1}",
-                step.level,
-                step.rows,
-                step.children,
-                step.us,
-                step.aim_us,
-                step.ns_per_child,
-                step.read_us
+                step.level, step.rows, step.children, step.us, step.aim_us, step.ns_per_child, step.read_us
             );
             match (step.filtered_us, step.filtered_ratio) {
                 (Some(us), Some(ratio)) => println!(" {us:>12.1} {ratio:>6.2}"),

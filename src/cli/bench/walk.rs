@@ -44,7 +44,8 @@ impl Walks {
     pub fn new(catalog: &Arc<Catalog>, alive: &Mask, level: usize, rows: usize) -> Walks {
         let index = catalog.index(TypeId(0));
         let (rows, codes) = (if level == 0 { 1 } else { rows }, index.codebook(level));
-        let nodes: Vec<_> = (0..DRAWS as u64).map(|draw| draw_nodes(index, alive, level, rows, draw)).collect();
+        let nodes: Vec<_> =
+            (0..DRAWS as u64).map(|draw| draw_nodes(index, alive, level, rows, draw)).collect();
         let logits: Vec<Vec<f32>> = (0..LOGITS as u64).map(|seed| noise(rows * codes, seed)).collect();
         let norm = |row: &[f32]| log_sum_exp(row).expect("no logit is NaN");
         let norms = logits.iter().map(|values| values.chunks(codes).map(norm).collect()).collect();
@@ -90,7 +91,8 @@ impl Walks {
         for level in 0..self.level {
             let codes = index.codebook(level);
             let place = |prefix: &[u16]| {
-                let row = reached.iter().position(|row| row[..] == prefix[..level]).expect("alive, and led to");
+                let row =
+                    reached.iter().position(|row| row[..] == prefix[..level]).expect("alive, and led to");
                 row * codes + prefix[level] as usize
             };
             let places: Vec<usize> = prefixes(nodes, level + 1).into_iter().map(place).collect();

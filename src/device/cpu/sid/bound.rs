@@ -139,14 +139,16 @@ impl Bound {
         let whole = self.best.len() / BLOCK;
         let (best, _) = self.best.as_chunks_mut::<BLOCK>();
         let (entries, _) = self.entries.as_chunks_mut::<BLOCK>();
-        for (at, block) in blocks.iter().enumerate() {
-            let at = from + at * BLOCK;
+        let in_row = if form == Form::Runs { None } else { vectors::in_row(row.logits, codes) };
+        for (number, block) in blocks.iter().enumerate() {
+            let at = from + number * BLOCK;
             let begins = if form == Form::Runs { changes(&codes[at - 1..at + BLOCK]) } else { 0xffff };
             let (best, entries) = (&mut best[self.vector], &mut entries[self.vector]);
             // SAFETY: loads and stores of 64 bytes, unaligned, in arrays of 16 elements of 4 bytes.
             unsafe {
                 let before = _mm512_loadu_ps(best.as_ptr());
-                let scores = vectors::scores(row.logits, row.score, row.norm, block);
+                let logits = vectors::logits_of(row.logits, in_row, number, block);
+                let scores = vectors::scores(logits, row.score, row.norm);
                 let better = _mm512_mask_cmp_ps_mask::<_CMP_GT_OQ>(begins as u16, scores, before);
                 _mm512_mask_storeu_ps(best.as_mut_ptr(), better, scores);
                 let first = _mm512_set1_epi32((row.node.first as usize + at) as i32);

@@ -177,20 +177,23 @@ pub(super) fn codes_of(index: &TypeIndex, level: usize) -> (&[u16], Form) {
 
 /// One alive SID among so many entries is where walking the alive costs as much as looking at all children first.
 const SPARSE: usize = 5;
+/// The same where entries have bounds, which are read on the walk.
+const SPARSE_BELOW_BOUNDS: usize = 16;
 
 /// Offers the snapshot's children at some entries of a node; the first begins a child, and none goes on behind the last.
 pub(super) fn segment(parent: &Parent<'_>, entries: Range<usize>, pool: &mut Pool) -> Result<(), Nan> {
     let Some(mask) = parent.rules.mask else {
         return every(parent, None, entries, pool);
     };
-    let part = mask.part(match parent.index.entries(parent.level) {
-        Entries::Explicit { start, .. } => start[entries.start]..start[entries.end],
-        Entries::Column { .. } => entries.start as u32..entries.end as u32,
-    });
+    let (sids, sparse) = match parent.index.entries(parent.level) {
+        Entries::Explicit { start, .. } => (start[entries.start]..start[entries.end], SPARSE_BELOW_BOUNDS),
+        Entries::Column { .. } => (entries.start as u32..entries.end as u32, SPARSE),
+    };
+    let part = mask.part(sids);
     if part.is_all() {
         return every(parent, None, entries, pool);
     }
-    if entries.len() > BLOCK && part.count() * SPARSE < entries.len() {
+    if entries.len() > BLOCK && part.count() * sparse < entries.len() {
         return few::segment(parent, &part, entries, pool);
     }
     every(parent, Some(&part), entries, pool)

@@ -12,43 +12,108 @@ pub(super) fn segment(
     entries: Range<usize>,
     pool: &mut Pool,
 ) -> Result<(), Nan> {
-    let (codes, form) = codes_of(parent.index, parent.level);
-    let (logits, score, norm) = (parent.logits, parent.score, parent.norm);
-    let chance = |code: u16, pool: &Pool| passes(score + (logits[code as usize] - norm), pool.threshold);
-    if let Entries::Explicit { start, .. } = parent.index.entries(parent.level) {
-        let (mut at, mut next) = (entries.start, 0);
-        return part.try_for_each(|sid| {
-            if sid < next {
-                return Ok(());
-            }
-            while at + BLOCK < entries.end && start[at + BLOCK] <= sid {
-                at += BLOCK;
-            }
-            let entry = entry_in_block(start, at..entries.end, sid);
-            next = start[entry + 1];
-            if chance(codes[entry], pool) { offer(parent, codes[entry], entry, pool) } else { Ok(()) }
-        });
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("bmi1") {
+        // SAFETY: the processor has AVX2 and BMI1, as was just asked.
+        return unsafe { walk_avx2(parent, part, entries, pool) };
     }
-    if form == Form::Sids {
-        return part.try_for_each(|sid| {
-            let code = codes[sid as usize];
-            if chance(code, pool) { offer(parent, code, sid as usize, pool) } else { Ok(()) }
-        });
-    }
-    let mut last = None;
-    part.try_for_each(|sid| {
-        let code = codes[sid as usize];
-        if last == Some(code) || !chance(code, pool) {
-            return Ok(());
+    walk(parent, part, entries, pool)
+}
+
+/// The same instructions, with wider vectors for the bounds of children.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1")]
+fn walk_avx2(
+    parent: &Parent<'_>,
+    part: &MaskPart<'_>,
+    entries: Range<usize>,
+    pool: &mut Pool,
+) -> Result<(), Nan> {
+    walk(parent, part, entries, pool)
+}
+
+#[inline(always)]
+fn walk(parent: &Parent<'_>, part: &MaskPart<'_>, entries: Range<usize>, pool: &mut Pool) -> Result<(), Nan> {
+    let mut found = Found { first: entries.start, last: None, entries: [0; Found::MOST], len: 0 };
+    match parent.index.entries(parent.level) {
+        Entries::Explicit { start, .. } => {
+            // One load per line, none waiting for another: the walk would guess wrong at every second.
+            let lines = start[entries.start..=entries.end].iter().step_by(BLOCK);
+            std::hint::black_box(lines.fold(0, |sum, sid| sum ^ sid));
+            let (mut at, mut next) = (entries.start, 0);
+            part.try_for_each(
+                #[inline(always)]
+                |sid| {
+                    if sid < next {
+                        return Ok(());
+                    }
+                    while at + BLOCK < entries.end && start[at + BLOCK] <= sid {
+                        at += BLOCK;
+                    }
+                    let entry = entry_in_block(start, at..entries.end, sid);
+                    next = start[entry + 1];
+                    found.push(parent, entry as u32, pool)
+                },
+            )?;
         }
-        last = Some(code);
-        offer(parent, code, run_begin(&codes[entries.start..=sid as usize]) + entries.start, pool)
-    })
+        Entries::Column { .. } => part.try_for_each(
+            #[inline(always)]
+            |sid| found.push(parent, sid, pool),
+        )?,
+    }
+    found.offer(parent, pool)
+}
+
+/// Alive children that were found and not scored yet: their codes and logits are read together, since each is far from the next.
+struct Found {
+    /// Of the node.
+    first: usize,
+    /// The code scored last.
+    last: Option<u16>,
+    entries: [u32; Found::MOST],
+    len: usize,
+}
+
+impl Found {
+    const MOST: usize = 64;
+
+    #[inline(always)]
+    fn push(&mut self, parent: &Parent<'_>, entry: u32, pool: &mut Pool) -> Result<(), Nan> {
+        self.entries[self.len] = entry;
+        self.len += 1;
+        if self.len == Found::MOST { self.offer(parent, pool) } else { Ok(()) }
+    }
+
+    #[inline(never)]
+    fn offer(&mut self, parent: &Parent<'_>, pool: &mut Pool) -> Result<(), Nan> {
+        let (level_codes, form) = codes_of(parent.index, parent.level);
+        let entries = &self.entries[..std::mem::take(&mut self.len)];
+        let (mut codes, mut scores) = ([0; Found::MOST], [0.0; Found::MOST]);
+        for (code, &entry) in codes.iter_mut().zip(entries) {
+            *code = level_codes[entry as usize];
+        }
+        for (score, &code) in scores.iter_mut().zip(&codes[..entries.len()]) {
+            *score = parent.score + (parent.logits[code as usize] - parent.norm);
+        }
+        for (i, &entry) in entries.iter().enumerate() {
+            // SIDs of one run are one child.
+            if !passes(scores[i], pool.threshold) || form == Form::Runs && self.last == Some(codes[i]) {
+                continue;
+            }
+            self.last = Some(codes[i]);
+            let entry = match form {
+                Form::Runs => self.first + run_begin(&level_codes[self.first..=entry as usize]),
+                Form::Entries | Form::Sids => entry as usize,
+            };
+            offer(parent, codes[i], entry, pool)?;
+        }
+        Ok(())
+    }
 }
 
 /// The entry of the first block of `range` that a SID lies below: the last that begins at it or before. All of a block are compared;
 /// a search for one would guess wrong half the time.
-#[inline]
+#[inline(always)]
 fn entry_in_block(start: &[u32], range: Range<usize>, sid: u32) -> usize {
     let before = match start[range.start + 1..range.end].first_chunk::<{ BLOCK - 1 }>() {
         Some(block) => block.iter().map(|&first| u32::from(first <= sid)).sum::<u32>(),

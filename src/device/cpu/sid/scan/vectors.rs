@@ -18,10 +18,12 @@ pub(super) fn dense(
     pool: &mut Pool,
     mut consider: impl FnMut(u16, usize, &mut Pool) -> Result<(), Nan>,
 ) -> Result<(), Nan> {
+    let row = in_row(parent.logits, &codes[first..]);
     let (blocks, rest) = codes[first..].as_chunks::<BLOCK>();
-    for (at, block) in blocks.iter().enumerate() {
-        let at = first + at * BLOCK;
-        let mut passing = passing(parent, block, pool.threshold);
+    for (number, block) in blocks.iter().enumerate() {
+        let at = first + number * BLOCK;
+        let logits = logits_of(parent.logits, row, number, block);
+        let mut passing = passing(parent, logits, pool.threshold);
         if passing != 0
             && let Some(part) = part
         {
@@ -47,7 +49,10 @@ pub(super) fn runs(
 ) -> Result<(), Nan> {
     let filter = |block: &[u16], begins: u32, threshold: f32| match begins.count_ones() < FEW {
         true => begins,
-        false => begins & passing(parent, block.try_into().expect("a block"), threshold),
+        false => {
+            let logits = logits_of(parent.logits, None, 0, block.try_into().expect("a block"));
+            begins & passing(parent, logits, threshold)
+        }
     };
     super::runs(parent, codes, first, filter, pool, consider)
 }
@@ -55,21 +60,44 @@ pub(super) fn runs(
 /// Bit `i` is set where the score of `block[i]` passes the threshold, by the same two roundings as one by one.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn passing(parent: &Parent<'_>, block: &[u16; BLOCK], threshold: f32) -> u32 {
-    let scores = scores(parent.logits, parent.score, parent.norm, block);
+fn passing(parent: &Parent<'_>, logits: __m512, threshold: f32) -> u32 {
+    let scores = scores(logits, parent.score, parent.norm);
     u32::from(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(scores, _mm512_set1_ps(threshold)))
 }
 
-/// `score + (logits[code] - norm)` for each code of a block.
+/// `score + (logit - norm)` of sixteen logits.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(in super::super) fn scores(logits: &[f32], score: f32, norm: f32, block: &[u16; BLOCK]) -> __m512 {
+pub(in super::super) fn scores(logits: __m512, score: f32, norm: f32) -> __m512 {
+    _mm512_add_ps(_mm512_set1_ps(score), _mm512_sub_ps(logits, _mm512_set1_ps(norm)))
+}
+
+/// The logits of all children if their codes follow each other without a gap, as at the first level and in the heaviest nodes.
+#[inline]
+pub(in super::super) fn in_row<'a>(logits: &'a [f32], codes: &[u16]) -> Option<&'a [f32]> {
+    let (&first, &last) = (codes.first()?, codes.last()?);
+    let row = logits.get(usize::from(first)..=usize::from(last))?;
+    // Codes ascend, and in a level whose entries are children they differ.
+    (row.len() == codes.len()).then_some(row)
+}
+
+/// The logits of a block: from `row` if there is one, in which the block is the `at`-th.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(in super::super) fn logits_of(
+    logits: &[f32],
+    row: Option<&[f32]>,
+    at: usize,
+    block: &[u16; BLOCK],
+) -> __m512 {
+    if let Some(row) = row {
+        // SAFETY: 64 bytes are read from sixteen floats; the load needs no alignment.
+        return unsafe { _mm512_loadu_ps(row[at * BLOCK..][..BLOCK].as_ptr()) };
+    }
     // SAFETY: 32 bytes are read from a block of 32; the load needs no alignment.
     let codes = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(block.as_ptr().cast()) });
     let bound = _mm512_set1_epi32(logits.len() as i32);
     assert!(_mm512_cmpge_epu32_mask(codes, bound) == 0, "a code beyond {} logits", logits.len());
     // SAFETY: every code is an index of `logits`, as was just asserted.
-    let logits = unsafe { _mm512_i32gather_ps::<4>(codes, logits.as_ptr()) };
-    let levels = _mm512_sub_ps(logits, _mm512_set1_ps(norm));
-    _mm512_add_ps(_mm512_set1_ps(score), levels)
+    unsafe { _mm512_i32gather_ps::<4>(codes, logits.as_ptr()) }
 }

@@ -9,6 +9,7 @@
 
 // One file for the bench and for `sidereal bench sid`.
 #[path = "../src/cli/bench/walk.rs"]
+#[allow(dead_code, reason = "`sidereal bench sid` asks for more")]
 mod walk;
 
 use std::hint::black_box;

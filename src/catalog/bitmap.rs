@@ -192,8 +192,10 @@ mod tests {
                     assert_eq!(bitmap.any(first..end), expected > 0, "{first}..{end} of {len}");
                     let ones: Vec<usize> = (first..end).filter(|&bit| set(bit)).collect();
                     let mut found = Vec::new();
-                    let all: Result<(), ()> =
-                        bitmap.try_for_each_one(first..end, |bit| Ok(found.push(bit)));
+                    let all: Result<(), ()> = bitmap.try_for_each_one(first..end, |bit| {
+                        found.push(bit);
+                        Ok(())
+                    });
                     assert_eq!((all, found), (Ok(()), ones), "{first}..{end} of {len}");
                 }
             }

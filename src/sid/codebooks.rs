@@ -25,6 +25,11 @@ const VERSION: &str = "1";
 /// Values that keep sums of squares within float32, as in vectors.
 const MAX_VALUE: f32 = 2e15;
 
+/// Whether a value is a number within the bound.
+fn is_bounded(value: f32) -> bool {
+    value.abs() <= MAX_VALUE
+}
+
 /// The codebooks of all types.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Codebooks {
@@ -210,7 +215,7 @@ fn read_type(file: &TensorFile, t: &Described) -> Result<TypeCodebooks, String> 
         let tensor: Tensor = file.tensor(entry).ok_or_else(|| format!("tensor {name:?} is not F32"))?;
         let values: Vec<f32> =
             tensor.bytes().as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
-        if let Some(at) = values.iter().position(|v| !(v.abs() <= MAX_VALUE)) {
+        if let Some(at) = values.iter().position(|v| !is_bounded(*v)) {
             let value = values[at];
             return Err(format!(
                 "tensor {name:?}, row {}, column {}: {value} is not a number within ±{MAX_VALUE:e}",

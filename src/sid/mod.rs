@@ -1,6 +1,6 @@
 //! Semantic IDs from embeddings: residual k-means, codes for new items, and what a model needs to speak them.
 //!
-//! [`fit`] makes codebooks and the codes of all items of a type; [`Codebooks`] is their file; [`Codebooks::assign`] gives new items codes from
+//! [`fit`] makes codebooks and the codes of all items of a type; [`Codebooks`] is their file; [`TypeCodebooks::assign`] gives new items codes from
 //! centroids that stay as they are. [`Report`] says how good codes are. [`extend`] adds the tokens of a layout to a model folder.
 
 mod codebook;

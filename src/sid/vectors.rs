@@ -18,6 +18,11 @@ use crate::model::tensors::TensorFile;
 pub const MAX_DIM: usize = 1 << 16;
 /// Largest value: squares of [`MAX_DIM`] of them still add up in float32.
 const MAX_VALUE: f32 = 1e15;
+
+/// Whether a value is a number within the bound.
+fn is_bounded(value: f32) -> bool {
+    value.abs() <= MAX_VALUE
+}
 /// Rows that are converted at a time.
 pub(super) const BLOCK: usize = 256;
 
@@ -206,8 +211,8 @@ impl Vectors {
             values.resize(rows.len() * self.dim, 0.0);
             self.read(rows.clone(), values);
             // The comparison is false for NaN. Counting has no order, so that it is done in vectors.
-            let bad = values.iter().filter(|v| !(v.abs() <= MAX_VALUE)).count();
-            let at = if bad == 0 { None } else { values.iter().position(|v| !(v.abs() <= MAX_VALUE)) };
+            let bad = values.iter().filter(|v| !is_bounded(**v)).count();
+            let at = if bad == 0 { None } else { values.iter().position(|v| !is_bounded(*v)) };
             at.map(|at| (rows.start + at / self.dim, at % self.dim, values[at]))
         });
         match first.find_first(Option::is_some).flatten() {

@@ -170,7 +170,10 @@ fn check_mask(index: &TypeIndex, mask: &Mask, alive: &BTreeSet<u32>) {
                     assert!(sure, "{} to {} + 15 of {mask:?}", range.start, range.start);
                 }
                 let mut found = Vec::new();
-                let all: Result<(), ()> = part.try_for_each(|sid| Ok(found.push(sid)));
+                let all: Result<(), ()> = part.try_for_each(|sid| {
+                    found.push(sid);
+                    Ok(())
+                });
                 assert_eq!(
                     (all, found),
                     (Ok(()), sids.range(first..end).copied().collect()),

@@ -26,8 +26,11 @@ impl Journal {
     }
 }
 
+/// A delta, and dead ranks of the base per type.
+pub(super) type Derived = (Option<Arc<Catalog>>, Vec<Vec<Rank>>);
+
 /// The delta of a journal, and what it leaves dead of the base.
-pub(super) fn derive(base: &Catalog, journal: &Journal) -> Result<(Option<Arc<Catalog>>, Vec<Vec<Rank>>)> {
+pub(super) fn derive(base: &Catalog, journal: &Journal) -> Result<Derived> {
     let mut dead = vec![Vec::new(); base.types().len()];
     for (t, rank) in journal.added.keys().chain(journal.removed.keys()).filter_map(|id| base.find(id)) {
         dead[t.index()].push(rank);

@@ -25,7 +25,6 @@ const PATIENCE: usize = 64;
 /// Steps of one level of a catalog's first type.
 pub struct Walks {
     catalog: Arc<Catalog>,
-    rows: usize,
     level: usize,
     /// `[draws][rows]` prefixes.
     nodes: Vec<Vec<Vec<u16>>>,
@@ -51,7 +50,7 @@ impl Walks {
         let norms = logits.iter().map(|values| values.chunks(codes).map(norm).collect()).collect();
         let widest = (0..index.levels()).map(|level| index.codebook(level)).max().unwrap_or(0);
         let leading = vec![f32::NEG_INFINITY; rows * widest];
-        Walks { catalog: catalog.clone(), rows, level, nodes, logits, norms, leading }
+        Walks { catalog: catalog.clone(), level, nodes, logits, norms, leading }
     }
 
     /// Children of the nodes of one draw, on average.

@@ -1,6 +1,6 @@
 //! What the CUDA device asks of a driver: memory, copies, launches, graphs, events, on one stream.
 //!
-//! Two implement it: [`real`](super::real) on the CUDA driver, and [`emulated`](super::emulated), which runs the same kernel sources,
+//! Two implement it: `real` on the CUDA driver, and [`emulated`](super::emulated), which runs the same kernel sources,
 //! compiled by the host's C++ compiler. Everything is asynchronous and in stream order: a launch reads its arguments when it is
 //! made, and memory when its turn comes. An error of a kernel is sticky: from then on every call fails with it.
 

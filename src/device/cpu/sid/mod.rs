@@ -15,7 +15,7 @@
 //!   at which it could be finished; a path all of whose SIDs are gone that way ends without a continuation.
 //! - **`max_per_prefix`** counts over all groups: a later group finds the places taken by earlier ones gone.
 //! - **Draws** of different groups use different noise. A penalty then lowers the perturbed score.
-//! - **A delta** is a second trie; a node is a pair and its children are the union by code, as if the two were one (see [`beside`]).
+//! - **A delta** is a second trie; a node is a pair and its children are the union by code, as if the two were one (see `beside`).
 //! - When no path is live, the levels that remain only cut the list to their widths; they are run at once.
 
 mod beside;

@@ -275,10 +275,9 @@ impl<'a> Waiting<'a> {
         for (alive, &entry) in alive.iter_mut().zip(&self.entries[..len]) {
             *alive = self.part.alive(&sids(self.parent, entry));
         }
-        for at in 0..len {
-            if alive[at] {
-                offer(self.parent, self.codes[at], self.entries[at] as usize, pool)?;
-            }
+        let children = self.codes.iter().zip(&self.entries).zip(alive).take(len);
+        for ((&code, &entry), _) in children.filter(|(_, alive)| *alive) {
+            offer(self.parent, code, entry as usize, pool)?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@
 //! - **Load and swap** bring a new snapshot. At most two are resident, the current one and one that requests still hold; who brings
 //!   a third waits until those requests are done. Memory is given back on a thread of its own, since unmapping gigabytes takes milliseconds.
 
+mod background;
 mod deny;
 mod journal;
 mod residents;
@@ -399,7 +400,7 @@ impl LiveCatalog {
         let _bringing = lock(&self.bringing);
         // Before anything is mapped: two snapshots may be resident, and a third must not.
         self.residents.wait_for_room()?;
-        let next = Arc::new(Catalog::load(path, progress)?);
+        let next = Arc::new(background::run(progress, |progress| Catalog::load(path, progress))?);
         self.check(&next)?;
         self.put(next, carry)
     }
@@ -424,7 +425,8 @@ impl LiveCatalog {
             ));
         };
         self.residents.wait_for_room()?;
-        let previous = Arc::new(Catalog::load(&path, &mut |_, _| {})?);
+        let load = |progress: Progress<'_>| Catalog::load(&path, progress);
+        let previous = Arc::new(background::run(&mut |_, _| {}, load)?);
         self.check(&previous)?;
         self.put(previous, false)
     }
@@ -438,7 +440,7 @@ impl LiveCatalog {
         let _bringing = lock(&self.bringing);
         self.residents.wait_for_room()?;
         let base = lock(&self.state).base.clone();
-        let (next, mut unknown) = base.with_popularity_of(values)?;
+        let (next, mut unknown) = background::run(&mut |_, _| {}, |_| base.with_popularity_of(values))?;
         let next = Arc::new(next);
         let mut state = lock(&self.state);
         let mut journal = state.journal.clone();
@@ -471,10 +473,11 @@ impl LiveCatalog {
             return Ok(Change { view: self.view().name().to_owned(), ..Change::default() });
         }
         self.residents.wait_for_room()?;
-        let merged = Arc::new(match &delta {
-            Some(delta) => Catalog::merged(&base, delta, &dead)?,
-            None => Catalog::merged(&base, &CatalogBuilder::new(&base.specs()).build()?, &dead)?,
-        });
+        let merged = background::run(&mut |_, _| {}, |_| match &delta {
+            Some(delta) => Catalog::merged(&base, delta, &dead),
+            None => Catalog::merged(&base, &CatalogBuilder::new(&base.specs()).build()?, &dead),
+        })?;
+        let merged = Arc::new(merged);
         drop((base, delta));
         let mut state = lock(&self.state);
         let before = state.journal.len();

@@ -101,20 +101,6 @@ impl Catalog {
         read.is_ok() && magic == format::MAGIC
     }
 
-    /// Verifies a snapshot file, then maps it; `progress` is told (done, total) in bytes.
-    ///
-    /// # Errors
-    /// As [`Catalog::verify`]; if another file took its place in between.
-    pub fn load(path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Result<Catalog> {
-        let path = path.as_ref();
-        let verified = Catalog::verify(path, progress)?;
-        let catalog = Catalog::open(path)?;
-        if catalog.snapshot() != verified.snapshot {
-            return Err(Error::file(path, "was replaced while it was verified; try again"));
-        }
-        Ok(catalog)
-    }
-
     /// What a file of this catalog consists of, in order.
     pub fn sections(&self) -> Vec<SectionInfo> {
         let info = |section: sections::Section<'_>| {

@@ -34,12 +34,8 @@ impl Catalog {
     /// # Errors
     /// [`Error::File`] with the section, type, level or attribute, and the first element that is wrong.
     pub fn verify(path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Result<Verified> {
-        let path = path.as_ref();
-        let opened = read::open(path)?;
-        check_checksums(&opened, progress).map_err(|message| Error::file(path, message))?;
+        let opened = verified(path.as_ref(), progress)?;
         let catalog = &opened.catalog;
-        check_invariants(&opened).map_err(|message| Error::file(path, message))?;
-        progress(opened.map.len() as u64, opened.map.len() as u64);
         let items = opened.types.iter().map(|of_type| (of_type.name.clone(), of_type.items)).collect();
         Ok(Verified {
             snapshot: catalog.snapshot().to_owned(),
@@ -48,6 +44,22 @@ impl Catalog {
             items,
         })
     }
+
+    /// Maps a snapshot file and verifies what was mapped; `progress` is told (done, total) in bytes.
+    ///
+    /// # Errors
+    /// As [`Catalog::verify`].
+    pub fn load(path: impl AsRef<Path>, progress: &mut dyn FnMut(u64, u64)) -> Result<Catalog> {
+        verified(path.as_ref(), progress).map(|opened| opened.catalog)
+    }
+}
+
+fn verified(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Opened> {
+    let opened = read::open(path)?;
+    check_checksums(&opened, progress).map_err(|message| Error::file(path, message))?;
+    check_invariants(&opened).map_err(|message| Error::file(path, message))?;
+    progress(opened.map.len() as u64, opened.map.len() as u64);
+    Ok(opened)
 }
 
 /// Checksums of all sections, and zeros between them.

@@ -1,23 +1,27 @@
 //! Work that requests must not feel: verifying, merging.
 //!
-//! It runs on threads of its own, on Linux at a low priority: beside requests that keep all cores busy it takes a few percent of them and
-//! longer; beside an idle processor it takes all of it.
+//! It runs on threads of its own, one for every four cores, on Linux at the lowest priority: requests keep the memory's bandwidth and the
+//! caches as much as the cores, and whoever brings a snapshot can wait.
 
 use std::sync::mpsc::channel;
 
 use crate::catalog::Progress;
 use crate::error::{Error, Result};
 
-/// A thirtieth of the share of a thread of the usual priority.
+/// The lowest priority.
 #[cfg(target_os = "linux")]
-const NICE: i32 = 15;
+const NICE: i32 = 19;
+/// Cores per thread.
+const CORES: usize = 4;
 
 /// Runs `work` in the background and waits for it; `progress` is called on this thread.
 pub(super) fn run<T: Send>(
     progress: Progress<'_>,
     work: impl FnOnce(Progress<'_>) -> Result<T> + Send,
 ) -> Result<T> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads((cores / CORES).max(1))
         .thread_name(|at| format!("sidereal-background-{at}"))
         .start_handler(|_| lower_priority())
         .build()

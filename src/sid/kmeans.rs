@@ -1,5 +1,10 @@
 //! k-means of one level: a start by greedy k-means++, then Lloyd's iterations over a growing part of the rows.
 //!
+//! A centroid starts as the mean of the rows around the one that k-means++ has chosen. Residuals in hundreds of dimensions are nearly alike in
+//! length and at right angles: a row is nearer to the mean of many others than to any other row, so that a centroid that starts on
+//! a row keeps that row alone, whatever the number of iterations. On 4,560 real vectors and three levels of 64 that left 272 different codes of three
+//! and 0.604 of the variance; with means of neighbours it is 4,300 and 0.52.
+//!
 //! Rows come in random order, so that a beginning of them is a sample. Iterations start with a small one, and take four times as many
 //! rows as soon as one more iteration gains little: most of the way is cheap, and only the end looks at all rows (Newling
 //! and Fleuret, "Nested mini-batch k-means", 2016, without their bounds). With few rows this is Lloyd's algorithm.
@@ -22,6 +27,10 @@ const GROWTH: usize = 4;
 const START_ROWS: usize = 16;
 /// A code of a larger part is weak with fewer than this fraction of a code's average rows.
 const WEAK: usize = 32;
+/// Most neighbours that a centroid starts as the mean of.
+const NEIGHBOURS: usize = 16;
+/// Centroids whose neighbours are sought together.
+const SOUGHT: usize = 16;
 /// Rows that are summed in float32 before the sum goes on in float64.
 const SUMMED: usize = 16;
 
@@ -66,8 +75,9 @@ impl<'a> Rows<'a> {
 /// Trains a codebook; also the code of every row in it. `tick` is told of every iteration.
 pub(super) fn train(rows: Rows<'_>, level: Level, tick: &dyn Fn()) -> (Codebook, Vec<u16>) {
     let mut random = Random::new(level.seed, 1);
-    let mut book =
-        start(rows.first(rows.len().min((START_ROWS * level.codes).max(4096))), level.codes, &mut random);
+    let sample = rows.first(rows.len().min((START_ROWS * level.codes).max(4096)));
+    let chosen = start(sample, level.codes, &mut random);
+    let mut book = Codebook::new(rows.dim, means_around(sample, chosen.centroids(), level.codes));
     let mut part = level.batch.max(8 * level.codes).min(rows.len());
     let mut last = f64::INFINITY;
     let mut grown = false;
@@ -88,7 +98,7 @@ pub(super) fn train(rows: Rows<'_>, level: Level, tick: &dyn Fn()) -> (Codebook,
         last = error;
         book = update(rows, &book, &assigned);
         if std::mem::take(&mut grown) {
-            relocate(rows.first(part), &mut book, &assigned, &mut random);
+            relocate(rows.first(part), sample, &mut book, &assigned, &mut random);
             last = f64::INFINITY;
         }
     }
@@ -146,18 +156,48 @@ fn update(rows: Rows<'_>, book: &Codebook, assigned: &Assigned) -> Codebook {
     Codebook::new(dim, centroids)
 }
 
-/// Moves the centroids of codes that few rows of a larger part have to rows drawn from it: they stood for outliers of the
-/// smaller one, which k-means++ likes. Residuals have many; without this their error is 4 % larger after four levels.
-fn relocate(rows: Rows<'_>, book: &mut Codebook, assigned: &Assigned, random: &mut Random) {
+/// Moves the centroids of codes that few rows of a larger part have to the neighbourhoods of rows drawn from it: they stood for outliers of the
+/// smaller one, which k-means++ likes.
+fn relocate(rows: Rows<'_>, sample: Rows<'_>, book: &mut Codebook, assigned: &Assigned, random: &mut Random) {
     let (dim, codes) = (book.dim(), book.codes());
     let mut counts = vec![0usize; codes];
     assigned.codes.iter().for_each(|&code| counts[usize::from(code)] += 1);
     let few = rows.len() / (WEAK * codes);
+    let weak: Vec<usize> = (0..codes).filter(|&code| counts[code] < few).collect();
+    let drawn: Vec<f32> = weak.iter().flat_map(|_| rows.row(random.below(rows.len()))).copied().collect();
     let mut centroids = book.centroids().to_vec();
-    for code in (0..codes).filter(|&code| counts[code] < few) {
-        centroids[code * dim..][..dim].copy_from_slice(rows.row(random.below(rows.len())));
+    let moved = means_around(sample, &drawn, codes);
+    for (&code, moved) in weak.iter().zip(moved.chunks_exact(dim)) {
+        centroids[code * dim..][..dim].copy_from_slice(moved);
     }
     *book = Codebook::new(dim, centroids);
+}
+
+/// The mean of the rows nearest to each of some points `[points, dim]`: half as many as a code has on average, at most
+/// [`NEIGHBOURS`]. With fewer than four rows per code the points themselves.
+fn means_around(rows: Rows<'_>, points: &[f32], codes: usize) -> Vec<f32> {
+    let (dim, count) = (rows.dim, (rows.len() / (2 * codes)).min(NEIGHBOURS));
+    let mut means = points.to_vec();
+    if count < 2 {
+        return means;
+    }
+    let squares: Vec<f32> = rows.values.chunks_exact(dim).map(square).collect();
+    means.par_chunks_mut(SOUGHT * dim).for_each(|means| {
+        let columns = means.len() / dim;
+        let mut out = vec![0.0; rows.len() * columns];
+        products(rows.values, means, dim, &mut out);
+        for (column, mean_of) in means.chunks_exact_mut(dim).enumerate() {
+            // The point's own length is the same for all rows.
+            let distance = |&row: &u32| squares[row as usize] + out[row as usize * columns + column];
+            let mut nearest: Vec<u32> = (0..rows.len() as u32).collect();
+            nearest
+                .select_nth_unstable_by(count - 1, |a, b| distance(a).total_cmp(&distance(b)).then(a.cmp(b)));
+            nearest.truncate(count);
+            nearest.sort_unstable();
+            mean(rows, &nearest, mean_of);
+        }
+    });
+    means
 }
 
 /// The mean of some rows.

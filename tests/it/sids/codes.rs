@@ -58,20 +58,6 @@ fn errors_are_those_of_the_textbook() {
     }
 }
 
-/// Rows of one length at right angles, as residuals in many dimensions are: no code may be left to single rows.
-#[test]
-fn codes_of_shapeless_rows_are_used_alike() {
-    let (rows, dim) = (3000, 192);
-    let values = clustered(rows, dim, 1, 7);
-    let fit = fitted(&values, dim, &options(&[32, 32]));
-    for level in 0..2 {
-        let mut counts = [0usize; 32];
-        (0..rows).for_each(|row| counts[usize::from(fit.codes.row(row)[level])] += 1);
-        let alone = counts.iter().filter(|&&count| count < 10).count();
-        assert!(alone <= 2, "level {level}: {counts:?}");
-    }
-}
-
 #[test]
 fn growing_parts_and_samples_lose_little() {
     let values = clustered(12_000, 12, 40, 5);

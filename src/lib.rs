@@ -4,7 +4,8 @@
 //! the engine guarantees that every item it names is in the catalog and passes the request's bounds.
 //!
 //! The rooms, each of which knows only those to its right:
-//! [`engine`] → [`model`] → [`device`] → [`catalog`], [`kv`], [`text`] → [`error`].
+//! [`engine`] → [`model`] → [`device`] → [`catalog`], [`kv`], [`text`] → [`error`]. Beside the engine stands [`sid`], which makes Semantic
+//! IDs from embeddings and knows models, texts and catalogs.
 
 pub mod catalog;
 pub mod device;

@@ -4,7 +4,6 @@ mod generate;
 mod inspect;
 mod summary;
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{HumanBytes, HumanCount};
 use sidereal::catalog::source::{CodesFile, Mapping, OnError, Report, Sources};
-use sidereal::catalog::{Catalog, Layout, LayoutSpec, TypeSpec};
+use sidereal::catalog::{Catalog, Layout, LayoutSpec, TypeSpec, Verified};
 use sidereal::ids::TypeId;
 use sidereal::text::Tokenizer;
 
@@ -265,12 +264,7 @@ fn codes_file(text: &str) -> CodesFile {
 
 impl Verify {
     fn run(&self) -> anyhow::Result<()> {
-        let bar = progress("verifying");
-        let verified = Catalog::verify(&self.file, &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        })?;
-        bar.finish_and_clear();
+        let verified = verified(&self.file)?;
         let items: Vec<String> = verified
             .items
             .iter()
@@ -288,10 +282,13 @@ impl Verify {
     }
 }
 
-/// Whether a file begins as snapshots do.
-fn is_snapshot(path: &Path) -> anyhow::Result<bool> {
-    let mut start = Vec::new();
-    let file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
-    file.take(7).read_to_end(&mut start).with_context(|| path.display().to_string())?;
-    Ok(start == *b"\x89SIDCAT")
+/// Verifies a snapshot file behind a progress bar.
+fn verified(file: &Path) -> anyhow::Result<Verified> {
+    let bar = progress("verifying");
+    let verified = Catalog::verify(file, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    Ok(verified)
 }

@@ -14,7 +14,7 @@ mod deny;
 mod journal;
 mod residents;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
@@ -267,7 +267,6 @@ impl LiveCatalog {
         let mut journal = state.journal.clone();
         let revision = state.revision + 1;
         let count = items.len();
-        let mut ids = HashSet::with_capacity(count);
         let mut checker = CatalogBuilder::new(&state.base.specs());
         for (at, item) in items.into_iter().enumerate() {
             let place = |error| match error {
@@ -276,7 +275,6 @@ impl LiveCatalog {
             };
             check_kinds(&state.base, &item).map_err(place)?;
             checker.push(item.clone()).map_err(place)?;
-            ids.insert(item.id.clone());
             journal.removed.remove(&item.id);
             journal.added.insert(item.id.clone(), (revision, item));
         }
@@ -302,8 +300,7 @@ impl LiveCatalog {
                 journal.removed.insert(id.to_owned(), revision);
             }
         }
-        let change = self.install(&mut state, journal, changed, ids.len() - changed)?;
-        Ok(change)
+        self.install(&mut state, journal, changed, ids.len() - changed)
     }
 
     /// Makes a journal the current one, if it can be.

@@ -11,7 +11,6 @@ use sidereal::catalog::Catalog;
 
 use super::SourceArgs;
 use super::summary::{Attribute, Summary, TypeSummary};
-use crate::cli::load::progress;
 
 /// Longest text of a value in a table.
 const MAX_SHOWN: usize = 36;
@@ -35,17 +34,12 @@ pub struct Inspect {
 impl Inspect {
     /// Runs the command.
     pub fn run(&self) -> anyhow::Result<()> {
-        let (catalog, bytes) = if super::is_snapshot(&self.file)? {
+        let (catalog, bytes) = if Catalog::is_snapshot(&self.file) {
             if let Some(option) = self.from.given() {
                 bail!("{option} is for sources, and {} is a snapshot", self.file.display());
             }
             // All of it is looked at anyway, and what was altered must not be believed.
-            let bar = progress("verifying");
-            let verified = Catalog::verify(&self.file, &mut |done, total| {
-                bar.set_length(total);
-                bar.set_position(done);
-            })?;
-            bar.finish_and_clear();
+            let verified = super::verified(&self.file)?;
             (Catalog::open(&self.file)?, Some(verified.bytes))
         } else {
             (self.from.read(std::slice::from_ref(&self.file))?.0, None)

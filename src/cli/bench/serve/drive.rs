@@ -300,12 +300,10 @@ async fn open(lane: &Rc<Lane>, at: usize, connections: usize, schedule: Schedule
     let begin = lane.begin.get().unwrap_or_else(Instant::now);
     let mut timer = Timer::new()?;
     let limit = usize::try_from(load.requests.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-    let arrivals = schedule.enumerate().take(limit).skip(at).step_by(load.threads);
-    let mut awake = 0;
-    'arrivals: for (index, time) in arrivals {
-        if load.duration.is_some_and(|duration| time >= duration) {
-            break;
-        }
+    let in_time = |(_, time): &(usize, Duration)| load.duration.is_none_or(|duration| *time < duration);
+    let mut arrivals = schedule.enumerate().take(limit).take_while(in_time).skip(at).step_by(load.threads);
+    let (mut awake, mut unsent) = (0, 0);
+    'arrivals: for (index, time) in arrivals.by_ref() {
         let due = begin + time;
         while Instant::now() < due {
             timer.sleep_until(due).await?;
@@ -320,7 +318,7 @@ async fn open(lane: &Rc<Lane>, at: usize, connections: usize, schedule: Schedule
         } else if lane.backlog.borrow().len() < MAX_BACKLOG {
             lane.backlog.borrow_mut().push_back(arrival);
         } else {
-            lane.recorder.borrow_mut().counts.unsent += 1;
+            unsent += 1;
         }
         // Behind its time, the loop does not sleep: others must have their turn.
         awake += 1;
@@ -332,7 +330,11 @@ async fn open(lane: &Rc<Lane>, at: usize, connections: usize, schedule: Schedule
         }
     }
     all_ended(lane).await;
-    let unsent = lane.backlog.borrow().len() as u64;
+    unsent += lane.backlog.borrow().len() as u64;
+    if !lane.work.stop.load(Ordering::Relaxed) {
+        // Were due as well, and the time was over.
+        unsent += arrivals.count() as u64;
+    }
     lane.recorder.borrow_mut().counts.unsent += unsent;
     Ok(())
 }

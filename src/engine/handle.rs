@@ -120,6 +120,17 @@ impl Engine {
         &self.inner.frontend.tokenizer
     }
 
+    /// Most tokens of a prompt and its answer together: the model's positions, or fewer if the cache is smaller.
+    pub fn max_sequence(&self) -> usize {
+        self.inner.frontend.positions
+    }
+
+    /// Requests submitted and not yet ended.
+    pub fn in_flight(&self) -> usize {
+        let load = self.load();
+        load.waiting_requests + load.running_requests
+    }
+
     /// Bounds on requests.
     pub fn limits(&self) -> &Limits {
         &self.inner.frontend.limits

@@ -351,6 +351,11 @@ impl Engine {
         &self.inner.frontend.tokenizer
     }
 
+    /// How SIDs are spelled in the vocabulary, if the model has them.
+    pub fn layout(&self) -> Option<&Layout> {
+        self.inner.frontend.layout.as_deref()
+    }
+
     /// Bounds on requests.
     pub fn limits(&self) -> &Limits {
         &self.inner.frontend.limits

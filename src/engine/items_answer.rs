@@ -48,6 +48,7 @@ impl<'a> Naming<'a> {
             boost: None,
             title: item.title().map(str::to_owned),
             logprobs: None,
+            attributes: None,
         }
     }
 

@@ -2,8 +2,7 @@
 
 use super::channel::EventSender;
 use super::text_answer::TextAnswer;
-use super::validate::{Task, ValidatedRequest};
-use crate::catalog::Alive;
+use super::validate::{Task, ValidatedRequest, widest};
 use crate::ids::{SearchId, SequenceId, TokenId};
 use crate::kv::{BeamSlots, Registered, Table};
 
@@ -73,25 +72,12 @@ impl Job {
 
     /// Rows that the job occupies at most in a step once its prompt is fed.
     pub fn step_rows(&self) -> usize {
-        match &self.request.task {
-            Task::Items(task) => task.searches.iter().map(|s| widest(&s.widths)).sum::<usize>().max(1),
-            // After a span its codes and closer are fed together.
-            Task::Text(task) => task.spans.as_ref().map_or(1, |s| (s.width as usize).max(self.depth() + 2)),
-            Task::Choice(task) => {
-                task.tokens.iter().map(Vec::len).max().unwrap_or(1) + crate::kv::BLOCK_TOKENS
-            }
-        }
+        self.request.rows
     }
 
     /// Levels of the deepest requested type.
     pub fn depth(&self) -> usize {
-        let Some(view) = &self.request.view else { return 0 };
-        let levels = |alive: &Alive| alive.types.iter().map(|(t, _)| view.levels(*t)).max().unwrap_or(0);
-        match &self.request.task {
-            Task::Items(task) => task.searches.iter().map(|s| levels(&s.alive)).max().unwrap_or(0),
-            Task::Text(task) => task.spans.as_ref().map_or(0, |s| levels(&s.alive)),
-            Task::Choice(_) => 0,
-        }
+        self.request.depth
     }
 
     /// `(levels that become inputs, places per level)` of the private cache of each search.
@@ -108,8 +94,4 @@ impl Job {
     pub fn answer_len(&self) -> usize {
         self.tokens.len() - self.prompt_len
     }
-}
-
-fn widest(widths: &[u32]) -> usize {
-    widths.iter().copied().max().unwrap_or(0) as usize
 }

@@ -5,6 +5,7 @@
 //! [`Answer`] (`text_answer`, `items_answer`).
 
 mod answer;
+mod builder;
 mod channel;
 mod gate;
 mod handle;
@@ -14,18 +15,27 @@ mod open;
 mod prompt;
 mod request;
 mod schedule;
+#[cfg(feature = "server")]
+mod schema;
+mod status;
+mod submission;
 mod text_answer;
 mod validate;
 mod wheel;
 
-pub use answer::{Answer, AnswerItem, AnswerPart, ChoiceScore, Event, FinishReason, TokenLogprob, Usage};
+pub use answer::{
+    Answer, AnswerItem, AnswerPart, Attributes, ChoiceScore, Event, FinishReason, Timing, TokenLogprob, Usage,
+};
+pub use builder::EngineBuilder;
 pub use channel::{EventStream, MAX_UNREAD_BYTES};
+pub use handle::Engine;
 #[doc(hidden)]
 pub use handle::EngineParts;
-pub use handle::{Engine, EngineBuilder};
 pub use request::{
     Boost, Collisions, Content, Diversity, Message, OneOrMany, Output, Part, Quota, Request, Truncate,
     UnknownItems,
 };
+pub use status::{BlockCounts, Death, Health, Load, QueueLimits};
+pub use submission::Submission;
 pub use validate::{Limits, ValidatedRequest};
 pub use wheel::{Counters, Turn, Wheel};

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::answer::{Answer, AnswerItem, ChoiceScore, Event, FinishReason, Usage};
+use super::answer::{Answer, AnswerItem, ChoiceScore, Event, FinishReason, Timing, Usage};
 use super::channel::{EventSender, Pushed};
 use super::items_answer::Naming;
 use super::job::{Branch, Job, Phase};
 use super::schedule::{Owner, Schedule, close_searches};
+use super::status::Status;
+use super::submission::Arrival;
 use super::text_answer::TextAnswer;
-use super::validate::{ItemsTask, Task, ValidatedRequest};
+use super::validate::{ItemsTask, Task};
 use crate::catalog::Layout;
 use crate::device::ops::{Device, Outcome, Path, SidOutcome, TextOutcome};
 use crate::device::random::{COMMIT, Noise};
@@ -37,6 +39,14 @@ pub struct Counters {
     pub cancelled: AtomicU64,
     /// Requests ended by an error of their own.
     pub failed: AtomicU64,
+    /// Requests dropped at their deadline.
+    pub expired: AtomicU64,
+    /// Tokens of the prompts that were fed to their end, those found in the prefix cache included.
+    pub prompt_tokens: AtomicU64,
+    /// Of these, found in the prefix cache.
+    pub cached_tokens: AtomicU64,
+    /// Tokens of answers; for items the codes of the listed items.
+    pub generation_tokens: AtomicU64,
     /// Times that a job gave way to another.
     pub preemptions: AtomicU64,
     /// Items named.
@@ -80,6 +90,7 @@ pub struct Wheel {
     tokenizer: Arc<Tokenizer>,
     layout: Option<Arc<Layout>>,
     counters: Arc<Counters>,
+    status: Arc<Status>,
     next_id: u64,
 }
 
@@ -92,6 +103,7 @@ pub(crate) struct WheelParts {
     pub tokenizer: Arc<Tokenizer>,
     pub layout: Option<Arc<Layout>>,
     pub counters: Arc<Counters>,
+    pub status: Arc<Status>,
 }
 
 impl Wheel {
@@ -104,6 +116,7 @@ impl Wheel {
             tokenizer: parts.tokenizer,
             layout: parts.layout,
             counters: parts.counters,
+            status: parts.status,
             next_id: 0,
         }
     }
@@ -119,7 +132,8 @@ impl Wheel {
     }
 
     /// Queues a request.
-    pub(crate) fn submit(&mut self, request: ValidatedRequest, events: EventSender) {
+    pub(crate) fn submit(&mut self, arrival: Arrival) {
+        let Arrival { request, events, .. } = arrival;
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let text = match &request.task {
@@ -508,5 +522,6 @@ fn answer(job: &Job, finish_reason: FinishReason) -> Answer {
             completion_tokens: 0,
             beam_rows: job.beam_rows,
         },
+        timing: Timing::default(),
     }
 }

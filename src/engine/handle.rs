@@ -14,7 +14,7 @@ use super::status::{Death, Health, Load, Status};
 use super::submission::{Arrival, Submission};
 use super::validate::{Frontend, Limits, ValidatedRequest};
 use super::wheel::{Counters, Turn, Wheel};
-use crate::catalog::{LiveCatalog, View};
+use crate::catalog::{Layout, LiveCatalog, View};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::text::Tokenizer;

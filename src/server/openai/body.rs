@@ -3,13 +3,16 @@
 //! As in the native form integers are `i64` and reals `f64`, so that the one check of the engine names their bounds.
 //! `null` means absent, and a field that nobody knows is an error.
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde::de::{self, DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::message::{ChatMessage, Prompt};
 use crate::device::ops::Normalizer;
-use crate::engine::{Boost, Collisions, Diversity, OneOrMany, Output, Quota, Truncate, UnknownItems};
+use crate::engine::{
+    Boost, Collisions, Diversity, OneOrMany, Output, Quota, Request, Truncate, UnknownItems,
+};
 use crate::error::{Error, Result};
 
 /// Passes the fields that both bodies have to a macro, behind those of its own.
@@ -41,6 +44,7 @@ macro_rules! with_common_fields {
             /// No end token before this many; default 0.
             min_tokens: Option<i64>,
             /// Strings that end the answer; they are not part of it.
+            #[schemars(with = "Option<Value>")]
             stop: Option<OneOrMany<String>>,
             /// Tokens that end the answer.
             stop_token_ids: Option<Vec<i64>>,
@@ -63,6 +67,7 @@ macro_rules! with_common_fields {
             /// None of these items.
             exclude: Option<Vec<String>>,
             /// One width, or one per level of the deepest requested type; default max(n, 30).
+            #[schemars(with = "Option<Value>")]
             beam_width: Option<OneOrMany<i64>>,
             /// vLLM's name: a ranked list (`output: items`) with a width of at least `n`.
             use_beam_search: Option<bool>,
@@ -111,28 +116,40 @@ macro_rules! with_common_fields {
             /// Without effect: there are no tools.
             parallel_tool_calls: Option<bool>,
             /// Not served.
+            #[schemars(skip)]
             tools: Option<Unserved>,
             /// Not served.
+            #[schemars(skip)]
             tool_choice: Option<Unserved>,
             /// Not served.
+            #[schemars(skip)]
             functions: Option<Unserved>,
             /// Not served.
+            #[schemars(skip)]
             function_call: Option<Unserved>,
             /// Not served.
+            #[schemars(skip)]
             audio: Option<Unserved>,
             /// Not served.
+            #[schemars(skip)]
             modalities: Option<Unserved>,
             /// Not served.
+            #[schemars(skip)]
             prediction: Option<Unserved>,
             /// Not served.
+            #[schemars(skip)]
             reasoning_effort: Option<Unserved>,
             /// Not served.
+            #[schemars(skip)]
             web_search_options: Option<Unserved>,
             /// Not served.
+            #[schemars(skip)]
             guided_json: Option<Unserved>,
             /// Not served.
+            #[schemars(skip)]
             guided_regex: Option<Unserved>,
             /// Not served.
+            #[schemars(skip)]
             guided_grammar: Option<Unserved>,
         } }
     };
@@ -142,8 +159,9 @@ macro_rules! body {
     ({ $(#[$meta:meta])* $name:ident { $($(#[$m:meta])* $f:ident: $t:ty,)* } }
      { $($(#[$cm:meta])* $cf:ident: $ct:ty,)* }) => {
         $(#[$meta])*
-        #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+        #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
         #[serde(default, deny_unknown_fields)]
+        #[schemars(transform = with_native_bounds)]
         pub(crate) struct $name {
             $($(#[$m])* pub $f: $t,)*
             $($(#[$cm])* pub $cf: $ct,)*
@@ -163,7 +181,7 @@ macro_rules! common {
         /// The fields that both bodies have.
         #[derive(Clone, Debug, Default, PartialEq)]
         pub(super) struct Common {
-            $($(#[$cm])* pub $cf: $ct,)*
+            $(pub $cf: $ct,)*
         }
     };
 }
@@ -174,12 +192,15 @@ with_common_fields! { body! {
     /// A body of `/v1/chat/completions`.
     ChatBody {
         /// The conversation, rendered by the model's chat template.
+        #[schemars(required, length(min = 1))]
         messages: Option<Vec<ChatMessage>>,
+        #[schemars(range(min = 1))]
         /// Tokens of the answer, spans included; default: as many as fit. OpenAI's newer name of `max_tokens`.
         max_completion_tokens: Option<i64>,
         /// Whether the log-probability of each token is returned.
         logprobs: Option<bool>,
         /// Alternatives per token; needs `logprobs`.
+        #[schemars(range(min = 0))]
         top_logprobs: Option<i64>,
     }
 } }
@@ -188,14 +209,18 @@ with_common_fields! { body! {
     /// A body of `/v1/completions`.
     CompletionBody {
         /// A text, a list of texts, a list of token ids, or a list of such lists.
+        #[schemars(required)]
         prompt: Option<Prompt>,
         /// For each token its log-probability and this many alternatives.
         logprobs: Option<i64>,
         /// Only `false` is served.
+        #[schemars(extend("enum" = [false, null]))]
         echo: Option<bool>,
         /// Only the value of `n` is served.
+        #[schemars(range(min = 1))]
         best_of: Option<i64>,
         /// Not served.
+        #[schemars(skip)]
         suffix: Option<Unserved>,
     }
 } }
@@ -232,18 +257,37 @@ pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
     Ok(body)
 }
 
+/// Gives the fields of a body the bounds that they have in the native request; their sentences stay.
+fn with_native_bounds(schema: &mut Schema) {
+    let native = SchemaGenerator::default().into_root_schema_for::<Request>();
+    let native = native.get("properties").and_then(Value::as_object);
+    let Some(own) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
+    for (name, native) in native.into_iter().flatten() {
+        let Some(own) = own.get_mut(name).and_then(Value::as_object_mut) else { continue };
+        // What refers to a type of its own is the same already.
+        if native.to_string().contains("$ref") || own.values().any(|value| value.to_string().contains("$ref"))
+        {
+            continue;
+        }
+        let description = own.get("description").cloned();
+        *own = native.as_object().cloned().unwrap_or_default();
+        own.extend(description.map(|sentence| ("description".to_owned(), sentence)));
+    }
+}
+
 /// What a stream holds besides the answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct StreamOptions {
     /// Whether a last chunk without choices tells the usage.
     pub include_usage: Option<bool>,
     /// Only `false` is served.
+    #[schemars(extend("enum" = [false, null]))]
     pub include_obfuscation: Option<bool>,
 }
 
 /// vLLM's form of constraints, of which `choice` is served.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct StructuredOutputs {
     /// The strings to choose from.
@@ -251,17 +295,19 @@ pub(crate) struct StructuredOutputs {
 }
 
 /// The form of the answer's text.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ResponseFormat {
     /// `text` or `choice`.
     #[serde(rename = "type")]
+    #[schemars(extend("enum" = ["text", "choice"]))]
     pub kind: String,
     /// The strings to choose from.
     #[serde(default)]
     pub choice: Option<Vec<String>>,
     /// Not served.
     #[serde(default)]
+    #[schemars(skip)]
     pub json_schema: Option<Unserved>,
 }
 

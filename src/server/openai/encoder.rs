@@ -96,7 +96,7 @@ impl Encoder {
             pending: Vec::new(),
             offsets: Offsets::new(engine.tokenizer()),
         };
-        let streams = (0..plan.requests.len()).map(|_| stream()).collect();
+        let streams = (0..plan.count).map(|_| stream()).collect();
         Encoder {
             reply,
             route: plan.route,
@@ -116,13 +116,17 @@ impl Encoder {
 
     /// The chunks that an event of a request of the plan becomes.
     pub(crate) fn event(&mut self, request: usize, event: &Event) -> Vec<Chunk> {
+        if let Event::Logprob(entry) = event {
+            self.streams[request].pending.push(entry.clone());
+            return Vec::new();
+        }
         let mut chunks = Vec::with_capacity(2);
         self.begin(request, &mut chunks);
         match event {
             Event::Text(text) => chunks.push(self.text(request, text)),
             Event::Item(item) => chunks.push(self.item(request, item)),
             Event::Finished(answer) => self.finish(request, answer, &mut chunks),
-            Event::Failed(_) => {}
+            Event::Logprob(_) | Event::Failed(_) => {}
         }
         chunks
     }

@@ -1,7 +1,9 @@
 //! Log-probabilities of tokens in both of OpenAI's forms.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::catalog::Layout;
@@ -47,14 +49,14 @@ fn finite(logprob: f32) -> f32 {
 }
 
 /// The log-probabilities of a choice of `/v1/chat/completions`.
-#[derive(serde::Serialize)]
+#[derive(serde::Serialize, JsonSchema)]
 pub(super) struct ChatLogprobs<'a> {
     /// One entry per token.
     pub content: Vec<ChatToken<'a>>,
 }
 
 /// A token of an answer.
-#[derive(serde::Serialize)]
+#[derive(serde::Serialize, JsonSchema)]
 pub(super) struct ChatToken<'a> {
     #[serde(flatten)]
     pub token: TopToken<'a>,
@@ -63,7 +65,7 @@ pub(super) struct ChatToken<'a> {
 }
 
 /// A token and its log-probability.
-#[derive(serde::Serialize)]
+#[derive(serde::Serialize, JsonSchema)]
 pub(super) struct TopToken<'a> {
     /// The token as text; bytes that are not UTF-8 alone become U+FFFD.
     pub token: Cow<'a, str>,
@@ -91,13 +93,14 @@ impl<'a> ChatLogprobs<'a> {
 }
 
 /// The log-probabilities of a choice of `/v1/completions`: lists of one length.
-#[derive(serde::Serialize)]
+#[derive(serde::Serialize, JsonSchema)]
 pub(super) struct CompletionLogprobs<'a> {
     /// The tokens as text.
     pub tokens: Vec<Cow<'a, str>>,
     /// Their log-probabilities.
     pub token_logprobs: Vec<f32>,
     /// For each token the likeliest at its place and itself: text to log-probability.
+    #[schemars(with = "Vec<BTreeMap<String, f32>>")]
     pub top_logprobs: Vec<TopTokens<'a>>,
     /// Where in the text the tokens begin, in Unicode code points; tokens of an item where its title begins.
     pub text_offset: Vec<usize>,

@@ -1,5 +1,8 @@
 //! Prompts as OpenAI's bodies write them: messages, texts, token ids.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
@@ -8,13 +11,15 @@ use crate::engine::{Content, Message, Part};
 use crate::error::{Error, Result};
 
 /// One message of a conversation. A message of an answer may be sent back as it came, its `items` included.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ChatMessage {
     /// `system`, `developer`, `user`, `assistant` or `tool`.
+    #[schemars(extend("enum" = ["system", "developer", "user", "assistant", "tool"]))]
     pub role: String,
     /// Text, or typed parts.
     #[serde(default)]
+    #[schemars(required)]
     pub content: Option<Content>,
     /// Items that stand in the content as their titles: the prompt holds their spans instead.
     #[serde(default)]
@@ -24,30 +29,38 @@ pub(crate) struct ChatMessage {
     pub tool_call_id: Option<String>,
     /// Not served: chat templates here know no names.
     #[serde(default)]
+    #[schemars(skip)]
     pub name: Option<Unserved>,
     /// Not served.
     #[serde(default)]
+    #[schemars(skip)]
     pub refusal: Option<Unserved>,
     /// Not served.
     #[serde(default)]
+    #[schemars(skip)]
     pub annotations: Option<Unserved>,
     /// Not served.
     #[serde(default)]
+    #[schemars(skip)]
     pub audio: Option<Unserved>,
     /// Not served.
     #[serde(default)]
+    #[schemars(skip)]
     pub function_call: Option<Unserved>,
     /// Not served.
     #[serde(default)]
+    #[schemars(skip)]
     pub tool_calls: Option<Unserved>,
 }
 
 /// An item with its place in a text, in Unicode code points; what else an answer says of it is not looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub(crate) struct PlacedItem {
     /// Where its title begins.
+    #[schemars(range(min = 0))]
     pub start: i64,
     /// Where its title ends.
+    #[schemars(range(min = 0))]
     pub end: i64,
     /// Item id.
     pub id: String,
@@ -133,6 +146,26 @@ pub(crate) enum Prompt {
     Tokens(Vec<i64>),
     /// Several lists of token ids.
     TokenLists(Vec<Vec<i64>>),
+}
+
+impl JsonSchema for Prompt {
+    fn schema_name() -> Cow<'static, str> {
+        "Prompt".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let ids =
+            || json_schema!({"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1});
+        json_schema!({
+            "description": "A text, a list of texts, a list of token ids, or a list of such lists.",
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                ids(),
+                {"type": "array", "items": ids(), "minItems": 1},
+            ],
+        })
+    }
 }
 
 /// The first element of a list of prompts: it says what the others must be.

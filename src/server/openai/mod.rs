@@ -10,10 +10,12 @@ mod logprobs;
 mod message;
 mod plan;
 mod response;
+mod schema;
 
 pub(crate) use body::{ChatBody, CompletionBody};
 pub(crate) use encoder::{Chunk, Encoder, Reply};
 pub(crate) use plan::{Plan, Requests};
+pub(crate) use schema::{Schemas, schemas};
 
 /// Which of OpenAI's two forms is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

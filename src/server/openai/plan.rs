@@ -26,6 +26,8 @@ pub(crate) struct Plan {
     pub(super) route: Route,
     /// What the answers consist of.
     pub(super) output: Output,
+    /// How many requests there are.
+    pub(super) count: usize,
     /// Requests per prompt.
     pub(super) variants: usize,
     /// Choices per request: the items of a list, else 1.
@@ -255,7 +257,19 @@ impl Common {
             base.max_tokens = None;
         }
         let requests = Requests { base, prompts, variants, next: 0 };
-        Ok(Plan { requests, model, stream, include_usage, route, output, variants, per_request, names })
+        let count = requests.len();
+        Ok(Plan {
+            requests,
+            model,
+            stream,
+            include_usage,
+            route,
+            output,
+            count,
+            variants,
+            per_request,
+            names,
+        })
     }
 
     fn refuse_unserved(&self) -> Result<()> {
@@ -407,6 +421,7 @@ impl Common {
             stop_token_ids: self.stop_token_ids,
             ignore_eos: self.ignore_eos,
             seed: self.seed,
+            return_attributes: self.return_attributes,
             return_token_ids: self.return_token_ids,
             choice: self.choice,
             ..base

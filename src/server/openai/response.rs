@@ -3,14 +3,16 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::device::ops::Normalizer;
-use crate::engine::{Answer, AnswerItem, AnswerPart, ChoiceScore, FinishReason};
+use crate::engine::{Answer, AnswerItem, AnswerPart, Attributes, ChoiceScore, FinishReason};
 use crate::ids::TokenId;
 
 /// An answer, or a chunk of one.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "{C}Answer")]
 pub(super) struct Envelope<'a, C> {
     /// Id of the answer.
     pub id: &'a str,
@@ -29,7 +31,8 @@ pub(super) struct Envelope<'a, C> {
 }
 
 /// One answer of several.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "{B}Choice")]
 pub(super) struct Choice<'a, B, L> {
     /// Place among the answers.
     pub index: usize,
@@ -44,13 +47,14 @@ pub(super) struct Choice<'a, B, L> {
 }
 
 /// What a choice has beyond OpenAI's form.
-#[derive(Clone, Copy, Default, Serialize)]
+#[derive(Clone, Copy, Default, Serialize, JsonSchema)]
 pub(super) struct Extras<'a> {
     /// The strings of a `choice`, best first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub choice_scores: Option<&'a [ChoiceScore]>,
     /// Tokens of the answer, spans included, when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<u32>>")]
     pub token_ids: Option<&'a [TokenId]>,
 }
 
@@ -61,13 +65,14 @@ impl<'a> Extras<'a> {
 }
 
 /// The body of a whole answer of `/v1/chat/completions`.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Chat")]
 pub(super) struct ChatBodyOf<'a> {
     pub message: ReplyMessage<'a>,
 }
 
 /// The message of the assistant.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct ReplyMessage<'a> {
     /// `assistant`.
     pub role: &'static str,
@@ -79,13 +84,14 @@ pub(super) struct ReplyMessage<'a> {
 }
 
 /// The body of a chunk of `/v1/chat/completions`.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ChatChunk")]
 pub(super) struct ChatDeltaOf<'a> {
     pub delta: Delta<'a>,
 }
 
 /// What a chunk adds to a message.
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
 pub(super) struct Delta<'a> {
     /// `assistant`, in the first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,7 +105,8 @@ pub(super) struct Delta<'a> {
 }
 
 /// The body of an answer of `/v1/completions`, whole or a chunk.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Completion")]
 pub(super) struct TextBodyOf<'a> {
     /// The text, or more of it.
     pub text: Cow<'a, str>,
@@ -109,7 +116,8 @@ pub(super) struct TextBodyOf<'a> {
 }
 
 /// An item with its place in the whole text, in Unicode code points.
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, JsonSchema)]
+#[schemars(rename = "PlacedAnswerItem")]
 pub(super) struct Item<'a> {
     /// Where its title begins.
     pub start: usize,
@@ -132,6 +140,9 @@ pub(super) struct Item<'a> {
     /// Log-probability of each code, when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<&'a [f32]>,
+    /// The attributes that the request named, `null` where the item has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<&'a Attributes>,
 }
 
 impl<'a> Item<'a> {
@@ -148,6 +159,7 @@ impl<'a> Item<'a> {
             title: item.title.as_deref(),
             boost: item.boost,
             logprobs: item.logprobs.as_deref(),
+            attributes: item.attributes.as_ref(),
         };
         (placed, text)
     }
@@ -162,7 +174,7 @@ pub(super) fn text_and_items(parts: &[AnswerPart]) -> (String, Vec<Item<'_>>) {
                 content.push_str(text);
                 place += text.chars().count();
             }
-            AnswerPart::Item { id, item_type, sid, score, title } => {
+            AnswerPart::Item { id, item_type, sid, score, title, attributes } => {
                 let title = title.as_deref();
                 let text = title.unwrap_or(id);
                 let start = place;
@@ -179,6 +191,7 @@ pub(super) fn text_and_items(parts: &[AnswerPart]) -> (String, Vec<Item<'_>>) {
                     title,
                     boost,
                     logprobs,
+                    attributes: attributes.as_ref(),
                 });
             }
         }
@@ -187,7 +200,8 @@ pub(super) fn text_and_items(parts: &[AnswerPart]) -> (String, Vec<Item<'_>>) {
 }
 
 /// What answers cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "OpenAiUsage")]
 pub(super) struct Usage {
     /// Tokens of the prompts, each counted once.
     pub prompt_tokens: usize,
@@ -200,7 +214,7 @@ pub(super) struct Usage {
 }
 
 /// Tokens of prompts by what they cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub(super) struct PromptTokens {
     /// Found in the prefix cache.
     pub cached_tokens: usize,
@@ -219,7 +233,7 @@ impl Usage {
 }
 
 /// What an answer has beyond OpenAI's form when there is a catalog.
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
 pub(super) struct Notes<'a> {
     /// Snapshot of the catalog that the request saw.
     #[serde(skip_serializing_if = "Option::is_none")]

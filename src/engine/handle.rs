@@ -15,7 +15,7 @@ use super::status::{Death, Health, Load, Status};
 use super::submission::{Arrival, Submission};
 use super::validate::{Frontend, Limits, ValidatedRequest};
 use super::wheel::{Turn, Wheel};
-use crate::catalog::{LiveCatalog, View};
+use crate::catalog::{Layout, LiveCatalog, View};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::text::Tokenizer;
@@ -130,6 +130,11 @@ impl Engine {
     pub fn in_flight(&self) -> usize {
         let load = self.load();
         load.waiting_requests + load.running_requests
+    }
+
+    /// How SIDs are spelled in the vocabulary, if the model has them.
+    pub fn layout(&self) -> Option<&Layout> {
+        self.inner.frontend.layout.as_deref()
     }
 
     /// Bounds on requests.

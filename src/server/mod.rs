@@ -21,6 +21,7 @@ mod listener;
 mod metrics;
 mod native;
 mod observe;
+mod openai;
 mod options;
 mod page;
 mod reply;

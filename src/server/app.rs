@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, Semaphore};
@@ -40,6 +40,8 @@ pub(crate) struct App {
     pub log_level: Option<LogLevel>,
     /// Definitions of named filters, as they were given.
     pub filters: Mutex<serde_json::Map<String, serde_json::Value>>,
+    /// The OpenAPI document, once it was asked for.
+    pub openapi: OnceLock<bytes::Bytes>,
     /// One copy of each route's name: metrics keep them as labels.
     pub handlers: Mutex<HashMap<String, Arc<str>>>,
 }
@@ -60,6 +62,7 @@ impl App {
             drain: Notify::new(),
             log_level,
             filters: Mutex::default(),
+            openapi: OnceLock::new(),
             handlers: Mutex::default(),
             engine,
             options,

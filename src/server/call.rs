@@ -12,7 +12,9 @@ use super::app::App;
 use super::audit::Record;
 use super::error::ApiError;
 use super::observe::Context;
-use crate::engine::{Answer, AnswerPart, Event, EventStream, FinishReason, Request, Submission};
+use crate::engine::{
+    Answer, AnswerPart, Engine, Event, EventStream, FinishReason, Request, Submission, ValidatedRequest,
+};
 use crate::error::{Error, Result};
 
 /// Bodies of more bytes than this are checked and tokenized on a thread of their own, so that they do not hold up others.
@@ -35,17 +37,34 @@ impl Answering {
         polled
     }
 
-    /// The whole answer.
-    pub async fn wait(mut self) -> Result<Answer> {
-        loop {
-            match std::future::poll_fn(|cx| self.poll_event(cx)).await {
-                Some(Ok(Event::Finished(answer))) => return Ok(*answer),
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(error),
-                None => return Err(Error::Dead("the answer ended without its last event".to_owned())),
+}
+
+/// The whole answers, in order. All are read at the same time: what nobody reads is cut off.
+pub(super) async fn wait_all(answering: Vec<Answering>) -> Result<Vec<Answer>> {
+    let mut slots: Vec<_> = answering.into_iter().map(Some).collect();
+    let mut answers: Vec<Option<Answer>> = slots.iter().map(|_| None).collect();
+    std::future::poll_fn(|cx| {
+        for (slot, answer) in slots.iter_mut().zip(&mut answers) {
+            while let Some(one) = slot {
+                match one.poll_event(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Some(Ok(Event::Finished(whole)))) => {
+                        *answer = Some(*whole);
+                        *slot = None;
+                    }
+                    Poll::Ready(Some(Ok(_))) => {}
+                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                    Poll::Ready(None) => {
+                        let ended = "the answer ended without its last event".to_owned();
+                        return Poll::Ready(Err(Error::Dead(ended)));
+                    }
+                }
             }
         }
-    }
+        if slots.iter().any(Option::is_some) { Poll::Pending } else { Poll::Ready(Ok(())) }
+    })
+    .await?;
+    Ok(answers.into_iter().flatten().collect())
 }
 
 /// Refuses bodies that are not said to be JSON: a browser can be made to send other kinds from any page.
@@ -70,31 +89,43 @@ pub(super) fn deadline(app: &App, context: &Context, headers: &HeaderMap) -> std
     }
 }
 
-/// Checks requests and hands them to the engine; all of them or none. `bytes`: length of the body they came in.
-pub(super) async fn submit(
+/// A request that was checked, and what monitoring notes of it.
+pub(super) struct Checked {
+    request: ValidatedRequest,
+    wanted: Option<i64>,
+    max_tokens: Option<i64>,
+}
+
+impl Checked {
+    /// Checks a request.
+    pub fn new(engine: &Engine, request: &Request) -> Result<Checked> {
+        let (wanted, max_tokens) = (request.n, request.max_tokens);
+        Ok(Checked { request: engine.validate(request)?, wanted, max_tokens })
+    }
+}
+
+/// Runs work on a body of so many bytes where it holds up nobody.
+pub(super) async fn aside<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::result::Result<T, ApiError> {
+    if bytes <= LONG_BODY {
+        return Ok(work());
+    }
+    let bug = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's");
+    tokio::task::spawn_blocking(work).await.map_err(bug)
+}
+
+/// Hands requests to the engine; all of them or none.
+pub(super) fn submit(
     app: &Arc<App>,
     context: &Arc<Context>,
     deadline: Instant,
-    requests: Vec<Request>,
-    bytes: usize,
+    checked: Result<Vec<Checked>>,
 ) -> std::result::Result<Vec<Answering>, ApiError> {
-    let check = {
-        let engine = app.engine.clone();
-        move || -> Result<Vec<_>> {
-            let one = |request: Request| Ok((engine.validate(&request)?, (request.n, request.max_tokens)));
-            requests.into_iter().map(one).collect()
-        }
-    };
-    let checked = if bytes <= LONG_BODY {
-        check()
-    } else {
-        tokio::task::spawn_blocking(check).await.map_err(|_| {
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's")
-        })?
-    };
     let submission = Submission { tenant: context.caller.tenant(), deadline: Some(deadline) };
     let mut answering = Vec::new();
-    for (request, (wanted, max_tokens)) in checked.map_err(|error| refused(app, error))? {
+    for Checked { request, wanted, max_tokens } in checked.map_err(|error| refused(app, error))? {
         let filter = request.filter_digest();
         let submitted = app.engine.submit_with(request, submission.clone());
         let stream = submitted.map_err(|error| refused(app, error))?;

@@ -22,6 +22,7 @@ mod metrics;
 mod native;
 mod observe;
 mod openai;
+mod openapi;
 mod options;
 mod page;
 mod reply;
@@ -216,6 +217,8 @@ async fn wrong_method() -> ApiError {
 fn routes(app: &Arc<App>) -> Router {
     Router::new()
         .route("/v1/items", post(native::items))
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/completions", post(openai::completions))
         .route("/v1/models", get(health::models))
         .route("/v1/models/{*id}", get(health::one_model))
         .route("/v1/catalog", get(catalog::info))
@@ -224,6 +227,7 @@ fn routes(app: &Arc<App>) -> Router {
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/version", get(health::version))
+        .route("/openapi.json", get(openapi::of_public))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics))
@@ -248,6 +252,7 @@ fn admin_routes(app: &Arc<App>) -> Router {
         .route("/admin/drain", post(admin::drain))
         .route("/admin/log-level", get(admin::log_level).put(admin::set_log_level))
         .route("/admin/keys/reload", post(admin::reload_keys))
+        .route("/openapi.json", get(openapi::of_admin))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics))

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::app::App;
 use super::body::receive;
-use super::call::{deadline, expect_json, submit};
+use super::call::{Checked, aside, deadline, expect_json, submit, wait_all};
 use super::error::ApiError;
 use super::observe::Context;
 use super::reply::{Encode, Fence, Sse, stream, whole};
@@ -112,15 +112,17 @@ pub(super) async fn items(
     let ends = deadline(&app, &context, &headers)?;
     let received = receive(&app, &headers, body).await?;
     let request = parse(&received.bytes)?;
-    let mut answering = submit(&app, &context, ends, vec![request], received.bytes.len()).await?;
+    let engine = app.engine.clone();
+    let checked = aside(received.bytes.len(), move || Checked::new(&engine, &request)).await?;
     drop(received);
+    let answering = submit(&app, &context, ends, checked.map(|one| vec![one]))?;
     let fence = Fence { wire: context.wire.clone(), deny: app.deny_list().cloned() };
     if accepts_events(&headers) {
         return Ok(stream(answering, Box::new(NativeEvents { context }), fence));
     }
-    let Some(one) = answering.pop() else { return Err(Error::Dead("no request was run".to_owned()).into()) };
-    let answer = one.wait().await?;
-    Ok(whole(answer_json(&answer, &context), named(&answer).collect(), fence))
+    let answers = wait_all(answering).await?;
+    let Some(answer) = answers.first() else { return Err(Error::Dead("no request was run".to_owned()).into()) };
+    Ok(whole(answer_json(answer, &context), named(answer).collect(), fence))
 }
 
 fn accepts_events(headers: &HeaderMap) -> bool {

@@ -26,8 +26,6 @@ pub struct ServerOptions {
     pub max_headers: usize,
     /// Connections at one time; more are told 503 and closed. Default 4096.
     pub max_connections: usize,
-    /// Requests of one HTTP request: prompts times `n`. Default 128.
-    pub max_choices: usize,
     /// From the first byte of a request to the end of its head, and again to the end of its body. Default 10 s.
     pub receive_timeout: Duration,
     /// How long a connection may idle between requests. Default 75 s, longer than load balancers keep theirs.
@@ -59,7 +57,6 @@ impl Default for ServerOptions {
             max_header_bytes: 32 << 10,
             max_headers: 100,
             max_connections: 4096,
-            max_choices: 128,
             receive_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             send_timeout: Duration::from_secs(30),

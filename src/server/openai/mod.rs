@@ -17,6 +17,9 @@ pub(crate) use encoder::{Chunk, Encoder, Reply};
 pub(crate) use plan::{Plan, Requests};
 pub(crate) use schema::{Schemas, schemas};
 
+#[cfg(test)]
+mod tests;
+
 /// Which of OpenAI's two forms is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {

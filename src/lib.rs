@@ -15,7 +15,7 @@ pub mod ids;
 pub mod kv;
 pub mod model;
 #[cfg(feature = "server")]
-mod server;
+pub mod server;
 pub mod sid;
 pub mod text;
 

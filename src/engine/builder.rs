@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::counters::Counters;
 use super::handle::{Engine, EngineParts};
 use super::status::{QueueLimits, Status};
 use super::validate::{Frontend, Limits};
-use super::wheel::{Counters, Wheel, WheelParts};
+use super::wheel::{Wheel, WheelParts};
 use crate::catalog::{Catalog, Layout, LiveCatalog, LiveLimits, TypeSpec};
 use crate::device::cpu::sid::MAX_WIDTH;
 use crate::device::cpu::{CpuDevice, CpuOptions};

@@ -9,11 +9,12 @@ use std::time::Instant;
 use super::answer::Answer;
 use super::builder::EngineBuilder;
 use super::channel::EventStream;
+use super::counters::Counters;
 use super::request::Request;
 use super::status::{Death, Health, Load, Status};
 use super::submission::{Arrival, Submission};
 use super::validate::{Frontend, Limits, ValidatedRequest};
-use super::wheel::{Counters, Turn, Wheel};
+use super::wheel::{Turn, Wheel};
 use crate::catalog::{Layout, LiveCatalog, View};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -118,6 +119,17 @@ impl Engine {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.inner.frontend.tokenizer
+    }
+
+    /// Most tokens of a prompt and its answer together: the model's positions, or fewer if the cache is smaller.
+    pub fn max_sequence(&self) -> usize {
+        self.inner.frontend.positions
+    }
+
+    /// Requests submitted and not yet ended.
+    pub fn in_flight(&self) -> usize {
+        let load = self.load();
+        load.waiting_requests + load.running_requests
     }
 
     /// How SIDs are spelled in the vocabulary, if the model has them.

@@ -1,5 +1,8 @@
 //! One request inside the engine: its tokens, its cache, and where it stands.
 
+use std::time::Instant;
+
+use super::answer::Timing;
 use super::channel::EventSender;
 use super::text_answer::TextAnswer;
 use super::validate::{Task, ValidatedRequest, widest};
@@ -9,6 +12,14 @@ use crate::kv::{BeamSlots, Registered, Table};
 /// A request that waits or runs.
 pub(super) struct Job {
     pub id: SequenceId,
+    /// In whose name it runs: salt of its prefixes in the cache.
+    pub tenant: u64,
+    pub deadline: Option<Instant>,
+    pub submitted: Instant,
+    /// When it was admitted first.
+    pub admitted: Option<Instant>,
+    /// When the step was done that fed the last of its prompt.
+    pub fed: Option<Instant>,
     pub request: ValidatedRequest,
     pub events: EventSender,
     /// Prompt, then answer; spans included.
@@ -87,6 +98,17 @@ impl Job {
             Task::Items(task) => task.searches.iter().map(|s| (levels, widest(&s.widths))).collect(),
             Task::Text(task) => task.spans.iter().map(|s| (levels, s.width as usize)).collect(),
             Task::Choice(_) => Vec::new(),
+        }
+    }
+
+    /// Where the time of a job that ends `now` went.
+    pub fn timing(&self, now: Instant) -> Timing {
+        let admitted = self.admitted.unwrap_or(now);
+        let fed = self.fed.unwrap_or(now);
+        Timing {
+            queue: admitted.saturating_duration_since(self.submitted),
+            prefill: fed.saturating_duration_since(admitted),
+            decode: now.saturating_duration_since(fed),
         }
     }
 

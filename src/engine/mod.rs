@@ -7,12 +7,16 @@
 mod answer;
 mod builder;
 mod channel;
+mod counters;
 mod gate;
 mod handle;
 mod items_answer;
 mod job;
 mod open;
+mod pace;
+mod progress;
 mod prompt;
+mod queue;
 mod request;
 mod schedule;
 #[cfg(feature = "server")]
@@ -28,6 +32,7 @@ pub use answer::{
 };
 pub use builder::EngineBuilder;
 pub use channel::{EventStream, MAX_UNREAD_BYTES};
+pub use counters::Counters;
 pub use handle::Engine;
 #[doc(hidden)]
 pub use handle::EngineParts;
@@ -38,4 +43,4 @@ pub use request::{
 pub use status::{BlockCounts, Death, Health, Load, QueueLimits};
 pub use submission::Submission;
 pub use validate::{Limits, ValidatedRequest};
-pub use wheel::{Counters, Turn, Wheel};
+pub use wheel::{Turn, Wheel};

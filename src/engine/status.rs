@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::answer::Event;
 use super::channel::Shared;
-use super::wheel::Counters;
+use super::counters::Counters;
 use crate::catalog::{DenyList, LiveCatalog};
 use crate::error::{Error, Result};
 use crate::kv::PoolStats;

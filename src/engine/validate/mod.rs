@@ -34,7 +34,7 @@ pub struct Limits {
     pub beam_width: usize,
     /// Ids in `allow` and in `exclude`. Default 100,000.
     pub item_ids: usize,
-    /// Stop strings, stop tokens, boosts. Default 64.
+    /// Stop strings, stop tokens, boosts, returned attributes. Default 64.
     pub list: usize,
     /// Strings of a `choice`. Default 256.
     pub choices: usize,

@@ -10,12 +10,14 @@ mod logprobs;
 mod message;
 mod plan;
 mod response;
+mod routes;
 mod schema;
 
 pub(crate) use body::{ChatBody, CompletionBody};
 pub(crate) use encoder::{Chunk, Encoder, Reply};
-pub(crate) use plan::{Plan, Requests};
-pub(crate) use schema::{Schemas, schemas};
+pub(crate) use plan::Plan;
+pub(crate) use routes::{chat, completions};
+pub(crate) use schema::schemas;
 
 #[cfg(test)]
 mod tests;

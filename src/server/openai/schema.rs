@@ -4,7 +4,7 @@ use schemars::{Schema, SchemaGenerator};
 
 use super::body::{ChatBody, CompletionBody};
 use super::logprobs::{ChatLogprobs, CompletionLogprobs};
-use super::response::{ChatBodyOf, ChatDeltaOf, Choice, Envelope, TextBodyOf};
+use super::response::{ChatBodyOf, Choice, Envelope, TextBodyOf};
 
 /// Schemas of bodies and answers: references to what the generator now holds.
 pub(crate) struct Schemas {
@@ -12,8 +12,6 @@ pub(crate) struct Schemas {
     pub chat_request: Schema,
     /// Its whole answer.
     pub chat_answer: Schema,
-    /// A chunk of its stream.
-    pub chat_chunk: Schema,
     /// Body of `/v1/completions`.
     pub completion_request: Schema,
     /// Its whole answer, and a chunk of its stream.
@@ -26,7 +24,6 @@ pub(crate) fn schemas(generator: &mut SchemaGenerator) -> Schemas {
     Schemas {
         chat_request: generator.subschema_for::<ChatBody>(),
         chat_answer: generator.subschema_for::<Of<'_, ChatBodyOf<'_>, ChatLogprobs<'_>>>(),
-        chat_chunk: generator.subschema_for::<Of<'_, ChatDeltaOf<'_>, ChatLogprobs<'_>>>(),
         completion_request: generator.subschema_for::<CompletionBody>(),
         completion_answer: generator.subschema_for::<Of<'_, TextBodyOf<'_>, CompletionLogprobs<'_>>>(),
     }

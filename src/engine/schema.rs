@@ -61,3 +61,76 @@ pub(super) fn filter(_: &mut SchemaGenerator) -> Schema {
         "examples": [{"all": [{"attr": "year", "ge": 1990}, {"not": {"attr": "genres", "has": "Horror"}}]}],
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::engine::{Answer, EngineBuilder, Request};
+
+    fn schema_of<T: schemars::JsonSchema>() -> Value {
+        schemars::schema_for!(T).to_value()
+    }
+
+    fn names(schema: &Value) -> Vec<&str> {
+        schema["properties"].as_object().expect("an object").keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn every_field_of_a_request_is_described() {
+        // The parser lists all fields when it meets one that it does not know.
+        let message = Request::from_json(r#"{"bogus":1}"#).expect_err("unknown").to_string();
+        let fields: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
+        let schema = schema_of::<Request>();
+        assert_eq!(names(&schema), fields);
+        assert_eq!(schema["additionalProperties"], json!(false));
+        for (name, property) in schema["properties"].as_object().expect("an object") {
+            let told = property["description"].as_str().or(property["$ref"].as_str());
+            assert!(told.is_some_and(|told| !told.is_empty()), "{name}: {property}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_in_the_schema() {
+        let schema = schema_of::<Request>();
+        let table = [
+            ("n", json!(1), json!(1024)),
+            ("temperature", json!(0.0), json!(100.0)),
+            ("top_k", json!(-1), Value::Null),
+            ("presence_penalty", json!(-2.0), json!(2.0)),
+        ];
+        for (field, least, most) in table {
+            let property = &schema["properties"][field];
+            assert_eq!((&property["minimum"], &property["maximum"]), (&least, &most), "{field}");
+        }
+        assert_eq!(schema["properties"]["top_p"]["exclusiveMinimum"], json!(0.0));
+        assert_eq!(schema["$defs"]["Quota"]["properties"]["n"]["minimum"], json!(1));
+    }
+
+    #[test]
+    fn an_answer_has_what_its_schema_says() {
+        let engine = EngineBuilder::tiny().and_then(EngineBuilder::start).expect("the demonstration");
+        let schema = schema_of::<Answer>();
+        let described = names(&schema);
+        for request in [
+            r#"{"prompt":"a","output":"items","n":3,"logprobs":1,"return_attributes":["year"],"exclude":["x"]}"#,
+            r#"{"prompt":"a","max_tokens":3,"logprobs":1,"return_token_ids":true}"#,
+            r#"{"prompt":"a","choice":["b","c"]}"#,
+        ] {
+            let request = Request::from_json(request).expect("valid");
+            let answer = engine.generate(&request).expect("an answer");
+            let answer = serde_json::to_value(answer).expect("JSON");
+            let found = answer.as_object().expect("an object");
+            assert!(found.keys().all(|name| described.contains(&name.as_str())), "{found:?}");
+            let required = schema["required"].as_array().expect("a list");
+            assert!(
+                required.iter().all(|name| found.contains_key(name.as_str().expect("a name"))),
+                "{required:?}"
+            );
+            for item in found.get("items").and_then(Value::as_array).into_iter().flatten() {
+                let described = names(&schema["$defs"]["AnswerItem"]);
+                assert!(item.as_object().expect("an object").keys().all(|n| described.contains(&n.as_str())));
+            }
+        }
+    }
+}

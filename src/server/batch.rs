@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::openai::{ChatBody, CompletionBody, parse};
+use super::openai::{ChatBody, CompletionBody, Object, parse};
 use crate::engine::{Output, Request};
 use crate::error::{Error, Result};
 
@@ -66,7 +66,7 @@ struct Line<B> {
     // Looked at before: it says what the body is.
     #[serde(rename = "url")]
     _url: String,
-    body: B,
+    body: Object<B>,
 }
 
 impl BatchLine {
@@ -100,19 +100,19 @@ impl BatchBody {
         match url {
             Some("/v1/chat/completions") => {
                 let line: Line<ChatBody> = parse(line)?;
-                line.check(line.body.stream)?;
-                Ok(BatchBody::Chat(Box::new(line.body)))
+                line.check(line.body.0.stream)?;
+                Ok(BatchBody::Chat(Box::new(line.body.0)))
             }
             Some("/v1/completions") => {
                 let line: Line<CompletionBody> = parse(line)?;
-                line.check(line.body.stream)?;
-                Ok(BatchBody::Completion(Box::new(line.body)))
+                line.check(line.body.0.stream)?;
+                Ok(BatchBody::Completion(Box::new(line.body.0)))
             }
             Some("/v1/items") => {
                 let mut line: Line<Request> = parse(line)?;
                 line.check(None)?;
-                line.body.output.get_or_insert(Output::Items);
-                Ok(BatchBody::Native(Box::new(line.body)))
+                line.body.0.output.get_or_insert(Output::Items);
+                Ok(BatchBody::Native(Box::new(line.body.0)))
             }
             Some(other) => Err(Error::invalid(
                 "url",
@@ -129,7 +129,10 @@ impl<B> Line<B> {
             return Err(Error::invalid("method", format!("`{}` is not POST", self.method)));
         }
         if self.custom_id.is_empty() {
-            return Err(Error::invalid("custom_id", "the string is empty; it must have at least 1 character"));
+            return Err(Error::invalid(
+                "custom_id",
+                "the string is empty; it must have at least 1 character",
+            ));
         }
         if stream == Some(true) {
             return Err(Error::invalid("body.stream", "true is not allowed in a batch: a line gives a line"));
@@ -240,13 +243,17 @@ mod tests {
 
         let chat = json!({"messages": [{"role": "user", "content": "x"}], "n": 2});
         let completion = json!({"prompt": "x"});
-        for (url, body) in [("/v1/chat/completions", &chat), ("/v1/completions", &completion), ("/v1/items", &completion)] {
+        for (url, body) in
+            [("/v1/chat/completions", &chat), ("/v1/completions", &completion), ("/v1/items", &completion)]
+        {
             let parsed = BatchLine::from_json(line(url, body.clone()).to_string().as_bytes()).unwrap();
             assert_eq!(parsed.sender, Sender::OpenAi(Some("c1".to_owned())));
             let bytes = body.to_string().into_bytes();
             match parsed.body {
                 BatchBody::Chat(found) => assert_eq!(*found, ChatBody::from_json(&bytes).unwrap()),
-                BatchBody::Completion(found) => assert_eq!(*found, CompletionBody::from_json(&bytes).unwrap()),
+                BatchBody::Completion(found) => {
+                    assert_eq!(*found, CompletionBody::from_json(&bytes).unwrap())
+                }
                 BatchBody::Native(found) => {
                     assert_eq!(url, "/v1/items");
                     assert_eq!((found.output, found.prompt.as_deref()), (Some(Output::Items), Some("x")));
@@ -255,7 +262,10 @@ mod tests {
         }
         // An output that is named stays.
         let text = line("/v1/items", json!({"prompt": "x", "output": "text"}));
-        let BatchBody::Native(request) = BatchLine::from_json(text.to_string().as_bytes()).unwrap().body else { panic!() };
+        let BatchBody::Native(request) = BatchLine::from_json(text.to_string().as_bytes()).unwrap().body
+        else {
+            panic!()
+        };
         assert_eq!(request.output, Some(Output::Text));
     }
 
@@ -264,19 +274,50 @@ mod tests {
         let openai = || Sender::OpenAi(Some("c1".to_owned()));
         let messages = json!([{"role": "user", "content": "x"}]);
         for (line, sender, field, reason) in [
-            (json!({"id": "r1", "promt": "p"}), Sender::Native(Some("r1".to_owned())), "promt", "unknown field"),
+            (
+                json!({"id": "r1", "promt": "p"}),
+                Sender::Native(Some("r1".to_owned())),
+                "promt",
+                "unknown field",
+            ),
             (json!({"id": 5, "prompt": "p"}), Sender::Native(None), "id", "integer `5`"),
             (json!([1]), Sender::Native(None), "request", "invalid type"),
             (line("/v1/embeddings", json!({})), openai(), "url", "/v1/embeddings"),
             (line("/v1/completions", json!({"prompt": 5})), openai(), "prompt", "a list of texts"),
             (line("/v1/chat/completions", json!({"messages": messages, "n": "2"})), openai(), "n", "string"),
-            (line("/v1/completions", json!({"prompt": "x", "stream": true})), openai(), "stream", "not allowed in a batch"),
-            (json!({"custom_id": "c1", "method": "GET", "url": "/v1/items", "body": {}}), openai(), "method", "`GET`"),
+            (
+                line("/v1/completions", json!({"prompt": "x", "stream": true})),
+                openai(),
+                "stream",
+                "not allowed in a batch",
+            ),
+            (
+                json!({"custom_id": "c1", "method": "GET", "url": "/v1/items", "body": {}}),
+                openai(),
+                "method",
+                "`GET`",
+            ),
             (json!({"custom_id": "c1", "method": "POST", "url": "/v1/items"}), openai(), "request", "`body`"),
             (json!({"custom_id": "c1", "body": {}}), openai(), "url", "missing"),
-            (json!({"custom_id": 7, "method": "POST", "url": "/v1/items", "body": {}}), Sender::OpenAi(None), "custom_id", "integer `7`"),
-            (json!({"custom_id": "", "method": "POST", "url": "/v1/items", "body": {}}), Sender::OpenAi(Some(String::new())), "custom_id", "empty"),
-            (json!({"custom_id": "c1", "method": "POST", "url": "/v1/items", "body": {}, "x": 1}), openai(), "x", "unknown field"),
+            (line("/v1/items", json!([])), openai(), "body", "expected an object"),
+            (
+                json!({"custom_id": 7, "method": "POST", "url": "/v1/items", "body": {}}),
+                Sender::OpenAi(None),
+                "custom_id",
+                "integer `7`",
+            ),
+            (
+                json!({"custom_id": "", "method": "POST", "url": "/v1/items", "body": {}}),
+                Sender::OpenAi(Some(String::new())),
+                "custom_id",
+                "empty",
+            ),
+            (
+                json!({"custom_id": "c1", "method": "POST", "url": "/v1/items", "body": {}, "x": 1}),
+                openai(),
+                "x",
+                "unknown field",
+            ),
         ] {
             let (found, at, message) = bad(&line);
             assert_eq!((found, at.as_str()), (sender, field), "{line}: {message}");
@@ -289,8 +330,13 @@ mod tests {
 
     #[test]
     fn answers_are_lines() {
-        let answer =
-            LineAnswer { id: "b\"1", custom_id: Some("c1"), status_code: 200, request_id: "r", body: br#"{"a":[1]}"# };
+        let answer = LineAnswer {
+            id: "b\"1",
+            custom_id: Some("c1"),
+            status_code: 200,
+            request_id: "r",
+            body: br#"{"a":[1]}"#,
+        };
         let expected = json!({"id": "b\"1", "custom_id": "c1", "error": null,
             "response": {"status_code": 200, "request_id": "r", "body": {"a": [1]}}});
         assert_eq!(serde_json::from_slice::<Value>(&answer.to_json()).unwrap(), expected);

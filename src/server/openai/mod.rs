@@ -13,7 +13,7 @@ mod response;
 mod routes;
 mod schema;
 
-pub(crate) use body::{ChatBody, CompletionBody};
+pub(crate) use body::{ChatBody, CompletionBody, Object, parse};
 pub(crate) use encoder::{Chunk, Encoder, Reply};
 pub(crate) use plan::Plan;
 pub(crate) use routes::{chat, completions};

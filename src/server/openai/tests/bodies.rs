@@ -260,7 +260,7 @@ fn chat_errors_name_field_and_reason() {
         ),
         (
             json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
-            "messages[0].content[0]",
+            "messages[0].content[0].type",
             "`image_url`",
         ),
         (
@@ -329,6 +329,8 @@ fn chat_errors_name_field_and_reason() {
         ),
         (json!({"use_beam_search": true, "output": "mixed"}), "use_beam_search", "mixed"),
         (json!({"output": "songs"}), "output", "`songs`"),
+        (json!({"stream": true, "stream_options": [true]}), "stream_options", "expected an object"),
+        (json!({"messages": [["user", "hi"]]}), "messages[0]", "expected an object"),
         (json!({"beam_width": [1, "x"]}), "beam_width[1]", "string"),
     ] {
         let (found, message) = invalid(chat(&with(&hello(), &fields)));

@@ -204,6 +204,52 @@ fn streams_equal_whole_answers() {
 }
 
 #[test]
+fn log_probabilities_of_an_engine_survive_streaming() {
+    let engine = engine();
+    let messages = json!({"messages": [{"role": "user", "content": "Recommend the next item."}],
+        "logprobs": true, "top_logprobs": 2});
+    let prompt = json!({"prompt": "Recommend the next item.", "logprobs": 2});
+    let bias = json!({OPENER.to_string(): 6.0, END.to_string(): -100});
+    for fields in [
+        json!({"max_tokens": 24, "temperature": 1.0, "seed": 1}),
+        json!({"max_tokens": 24, "temperature": 1.0, "seed": 1, "stop": ["e", "a", " "]}),
+        json!({"max_tokens": 61, "temperature": 1.0, "seed": 3, "output": "mixed", "logit_bias": bias, "n": 4,
+            "return_attributes": ["year"]}),
+        json!({"output": "items", "n": 3, "return_attributes": ["year", "genres"]}),
+    ] {
+        let both = run(&engine, &with(&messages, &fields));
+        assert_same(&both);
+        for (choice, answer) in value(&both.whole)["choices"].as_array().unwrap().iter().zip(&both.answers) {
+            let entries = choice["logprobs"]["content"].as_array().cloned().unwrap_or_default();
+            assert_eq!(entries.len(), answer.logprobs.as_ref().map_or(0, Vec::len));
+            if fields.get("output").is_none() && fields.get("stop").is_none() {
+                let bytes: Vec<u8> = entries
+                    .iter()
+                    .filter(|entry| entry["token"] != "<|im_end|>")
+                    .flat_map(|entry| {
+                        entry["bytes"].as_array().unwrap().iter().map(|b| b.as_u64().unwrap() as u8)
+                    })
+                    .collect();
+                assert_eq!(choice["message"]["content"], String::from_utf8_lossy(&bytes).into_owned());
+            }
+        }
+        let both = run(&engine, &with(&prompt, &fields));
+        assert_same(&both);
+        for choice in value(&both.whole)["choices"].as_array().unwrap() {
+            for item in choice["items"].as_array().into_iter().flatten() {
+                assert!(item["attributes"]["year"].is_u64(), "{item}");
+                assert!(
+                    fields["output"] != "items" || item["logprobs"].as_array().is_some_and(|l| !l.is_empty())
+                );
+                // The tokens of a span stand where its title begins.
+                let offsets = choice["logprobs"]["text_offset"].as_array();
+                assert!(offsets.is_none_or(|offsets| offsets.contains(&item["start"])), "{item}");
+            }
+        }
+    }
+}
+
+#[test]
 fn prompts_and_their_answers_are_numbered_in_order() {
     let engine = engine();
     let both =

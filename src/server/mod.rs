@@ -10,6 +10,7 @@
 mod admin;
 mod app;
 mod audit;
+mod batch;
 mod body;
 mod call;
 mod catalog;

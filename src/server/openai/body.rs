@@ -3,6 +3,8 @@
 //! As in the native form integers are `i64` and reals `f64`, so that the one check of the engine names their bounds.
 //! `null` means absent, and a field that nobody knows is an error.
 
+use std::marker::PhantomData;
+
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde::de::{self, DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -55,7 +57,7 @@ macro_rules! with_common_fields {
             /// Whether the answer is sent as it grows, as server-sent events.
             stream: Option<bool>,
             /// What a stream holds besides the answer.
-            stream_options: Option<StreamOptions>,
+            stream_options: Option<Object<StreamOptions>>,
             /// `text`, `items` or `mixed`; default `text`.
             output: Option<Output>,
             /// Types of the items that may be named; default: all types of the catalog.
@@ -98,9 +100,9 @@ macro_rules! with_common_fields {
             /// vLLM's name of `choice`.
             guided_choice: Option<Vec<String>>,
             /// vLLM's newer form of `choice`.
-            structured_outputs: Option<StructuredOutputs>,
+            structured_outputs: Option<Object<StructuredOutputs>>,
             /// `text`, or `choice` with the strings to choose from.
-            response_format: Option<ResponseFormat>,
+            response_format: Option<Object<ResponseFormat>>,
             /// Without effect.
             user: Option<String>,
             /// Without effect.
@@ -160,7 +162,7 @@ macro_rules! body {
      { $($(#[$cm:meta])* $cf:ident: $ct:ty,)* }) => {
         $(#[$meta])*
         #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
-        #[serde(default, deny_unknown_fields)]
+        #[serde(deny_unknown_fields)]
         #[schemars(transform = with_native_bounds)]
         pub(crate) struct $name {
             $($(#[$m])* pub $f: $t,)*
@@ -193,7 +195,7 @@ with_common_fields! { body! {
     ChatBody {
         /// The conversation, rendered by the model's chat template.
         #[schemars(required, length(min = 1))]
-        messages: Option<Vec<ChatMessage>>,
+        messages: Option<Vec<Object<ChatMessage>>>,
         #[schemars(range(min = 1))]
         /// Tokens of the answer, spans included; default: as many as fit. OpenAI's newer name of `max_tokens`.
         max_completion_tokens: Option<i64>,
@@ -245,10 +247,31 @@ impl CompletionBody {
     }
 }
 
+/// A value that is written as an object: what serde derives would take the list of its fields as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(transparent)]
+pub(crate) struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Object<T>, D::Error> {
+        struct ObjectVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
 /// Parses a body; errors name the path of the field.
-pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
+pub(crate) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let body = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let Object(body) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { "request".to_owned() } else { path };
         Error::invalid(field, error.inner().to_string())
@@ -277,7 +300,7 @@ fn with_native_bounds(schema: &mut Schema) {
 
 /// What a stream holds besides the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct StreamOptions {
     /// Whether a last chunk without choices tells the usage.
     pub include_usage: Option<bool>,
@@ -288,7 +311,7 @@ pub(crate) struct StreamOptions {
 
 /// vLLM's form of constraints, of which `choice` is served.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct StructuredOutputs {
     /// The strings to choose from.
     pub choice: Option<Vec<String>>,
@@ -303,10 +326,8 @@ pub(crate) struct ResponseFormat {
     #[schemars(extend("enum" = ["text", "choice"]))]
     pub kind: String,
     /// The strings to choose from.
-    #[serde(default)]
     pub choice: Option<Vec<String>>,
     /// Not served.
-    #[serde(default)]
     #[schemars(skip)]
     pub json_schema: Option<Unserved>,
 }

@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
-use super::body::{Unserved, refuse};
+use super::body::{Object, Unserved, refuse};
 use crate::engine::{Content, Message, Part};
 use crate::error::{Error, Result};
 
@@ -18,37 +18,28 @@ pub(crate) struct ChatMessage {
     #[schemars(extend("enum" = ["system", "developer", "user", "assistant", "tool"]))]
     pub role: String,
     /// Text, or typed parts.
-    #[serde(default)]
     #[schemars(required)]
     pub content: Option<Content>,
     /// Items that stand in the content as their titles: the prompt holds their spans instead.
-    #[serde(default)]
-    pub items: Option<Vec<PlacedItem>>,
+    pub items: Option<Vec<Object<PlacedItem>>>,
     /// Without effect: there are no tools.
-    #[serde(default)]
     pub tool_call_id: Option<String>,
     /// Not served: chat templates here know no names.
-    #[serde(default)]
     #[schemars(skip)]
     pub name: Option<Unserved>,
     /// Not served.
-    #[serde(default)]
     #[schemars(skip)]
     pub refusal: Option<Unserved>,
     /// Not served.
-    #[serde(default)]
     #[schemars(skip)]
     pub annotations: Option<Unserved>,
     /// Not served.
-    #[serde(default)]
     #[schemars(skip)]
     pub audio: Option<Unserved>,
     /// Not served.
-    #[serde(default)]
     #[schemars(skip)]
     pub function_call: Option<Unserved>,
     /// Not served.
-    #[serde(default)]
     #[schemars(skip)]
     pub tool_calls: Option<Unserved>,
 }
@@ -99,11 +90,11 @@ impl ChatMessage {
 }
 
 /// A text with items in it as parts.
-fn split(text: &str, items: Vec<PlacedItem>, message: usize) -> Result<Vec<Part>> {
+fn split(text: &str, items: Vec<Object<PlacedItem>>, message: usize) -> Result<Vec<Part>> {
     let mut parts = Vec::with_capacity(2 * items.len() + 1);
     // The text not yet taken, and where it begins.
     let (mut rest, mut place) = (text, 0);
-    for (i, item) in items.into_iter().enumerate() {
+    for (i, Object(item)) in items.into_iter().enumerate() {
         let range = usize::try_from(item.start).ok().zip(usize::try_from(item.end).ok());
         let cut = range.filter(|(start, end)| place <= *start && start <= end).and_then(|(start, end)| {
             let (before, after) = split_at_char(rest, start - place)?;

@@ -13,11 +13,14 @@ mod response;
 mod routes;
 mod schema;
 
-pub(crate) use body::{ChatBody, CompletionBody};
+pub(crate) use body::{ChatBody, CompletionBody, Object, parse};
 pub(crate) use encoder::{Chunk, Encoder, Reply};
 pub(crate) use plan::Plan;
 pub(crate) use routes::{chat, completions};
 pub(crate) use schema::schemas;
+
+#[cfg(test)]
+mod tests;
 
 /// Which of OpenAI's two forms is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

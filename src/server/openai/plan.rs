@@ -1,8 +1,8 @@
 //! From a body to requests of the engine, one per prompt and answer.
 
 use super::Route;
-use super::body::{ChatBody, Common, CompletionBody, refuse};
-use super::message::Prompt;
+use super::body::{ChatBody, Common, CompletionBody, Object, refuse};
+use super::message::{ChatMessage, Prompt};
 use crate::engine::{OneOrMany, Output, Request};
 use crate::error::{Error, Result};
 
@@ -159,11 +159,11 @@ impl ChatBody {
         if messages.is_empty() {
             return Err(Error::invalid("messages", "missing or empty; at least 1 message is needed"));
         }
-        let with_items = |(_, message): &(usize, &super::message::ChatMessage)| {
+        let with_items = |(_, Object(message)): &(usize, &Object<ChatMessage>)| {
             message.items.as_ref().is_some_and(|items| !items.is_empty())
         };
         let split = messages.iter().enumerate().filter(with_items).map(|(at, _)| at).collect();
-        let messages = messages.into_iter().enumerate().map(|(at, message)| message.native(at));
+        let messages = messages.into_iter().enumerate().map(|(at, Object(message))| message.native(at));
         let messages = messages.collect::<Result<Vec<_>>>()?;
         let max_tokens = match (common.max_tokens, self.max_completion_tokens) {
             (Some(old), Some(new)) if old != new => {
@@ -293,7 +293,7 @@ impl Common {
     }
 
     fn include_usage(&self, stream: bool) -> Result<bool> {
-        let Some(options) = self.stream_options else { return Ok(false) };
+        let Some(Object(options)) = self.stream_options else { return Ok(false) };
         if !stream {
             return Err(Error::invalid("stream_options", "needs stream to be true"));
         }
@@ -317,7 +317,7 @@ impl Common {
 
     /// The strings to choose from, and the field that holds them.
     fn take_choice(&mut self) -> Result<Option<(&'static str, Vec<String>)>> {
-        let format = self.response_format.take();
+        let format = self.response_format.take().map(|Object(format)| format);
         if let Some(format) = &format
             && !(format.kind == "text" && format.choice.is_none()
                 || format.kind == "choice" && format.choice.is_some())
@@ -334,7 +334,10 @@ impl Common {
         let given = [
             ("choice", self.choice.take()),
             ("guided_choice", self.guided_choice.take()),
-            ("structured_outputs.choice", self.structured_outputs.take().and_then(|outputs| outputs.choice)),
+            (
+                "structured_outputs.choice",
+                self.structured_outputs.take().and_then(|Object(outputs)| outputs.choice),
+            ),
             ("response_format.choice", format.and_then(|format| format.choice)),
         ];
         let mut given = given.into_iter().filter_map(|(field, choice)| Some((field, choice?)));

@@ -33,7 +33,7 @@ enum Command {
     /// Build catalogs, look into them, check them.
     #[command(subcommand)]
     Catalog(Box<catalog::Commands>),
-    /// Measure a model or the SID step on this machine, with the limit beside the figure.
+    /// Measure a model or the SID step on this machine, with the limit beside the figure, or a server.
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Make Semantic IDs from embeddings, and models that speak them.

@@ -173,7 +173,7 @@ def check_places(text: str, items: list[dict], server: Server) -> None:
 def test_items_in_text_have_their_places(chat, server):
     prompt = [{"role": "user", "content": "Recommend an item and explain why.\nOutput: mixed"}]
     found = 0
-    for seed in range(8):
+    for seed in range(40):
         options = {"max_tokens": 120, "temperature": 1, "seed": seed, "extra_body": {"output": "mixed"}}
         whole = chat(prompt, **options).choices[0].message
         items = getattr(whole, "items", None) or []
@@ -190,7 +190,9 @@ def test_items_in_text_have_their_places(chat, server):
                 streamed += named
                 text += choice.delta.content or ""
         assert text == whole.content and streamed == items
-    assert found > 0, "eight drawn answers named no item: the test shows nothing"
+        if found > 2:
+            break
+    assert found > 0, "forty drawn answers named no item: the test shows nothing"
 
 
 def test_a_list_of_items_is_a_list_of_choices(chat, server):

@@ -11,7 +11,7 @@ const PROMPTS = {
   interests: "Describe this person's interests.",
 };
 const OUTPUTS = { search: "items", recommend: "items", why: "mixed", describe: "text", interests: "text" };
-const OPERANDS = { bool: ["eq", true], int: ["ge", 0], float: ["ge", 0], labels: ["has", ""] };
+const OPERANDS = { booleans: ["eq", true], integers: ["ge", 0], floats: ["ge", 0], "lists of strings": ["has", ""] };
 const LOST = { message: "The connection to the server was lost." };
 
 const state = {
@@ -262,7 +262,7 @@ function showCatalog({ types, attributes = [], filters = [] }) {
     const title = `${attribute.kind}, of ${attribute.types.join(", ")}`;
     $("pieces").append(button(() => insert({ attr: name, [operator]: operand }), { title }, name));
   });
-  $("pieces").append(...filters.map((named) => button(() => insert({ named }), { title: "a filter of the server" }, named)));
+  $("pieces").append(...filters.map((named) => button(() => insert({ named }), { title: "named" }, named)));
 }
 
 // ---- The answer

@@ -424,7 +424,7 @@ function cost({ timings = {}, usage = {}, ...answer }, clock) {
   }));
   $("times").replaceChildren(...[
     ["queue", ms(phases[0])], ["prefill", ms(phases[1])], ["decode", ms(phases[2])], ["total", ms(timings.total_ms)],
-    ["first event, here", ms(clock.first - clock.begun)], ["end, here", ms(clock.done - clock.begun)],
+    ["first event, browser", ms(clock.first - clock.begun)], ["end, browser", ms(clock.done - clock.begun)],
     ["prompt tokens", usage.prompt_tokens], ["of these cached", usage.cached_tokens],
     ["answer tokens", usage.completion_tokens], ["beam rows", usage.beam_rows],
   ].map(pair));

@@ -46,7 +46,7 @@ const fixed = (value, digits) => (Number.isFinite(value) ? value.toFixed(digits)
 const ms = (value) => `${fixed(value, value < 10 ? 2 : 1)} ms`;
 const nameOf = (item) => item.title ?? item.id;
 const typeOf = (item) => item.item_type ?? item.type;
-const shown = (value) => (value === null ? "–" : [value].flat().join(", "));
+const shown = (value) => [value].flat().join(", ") || "–";
 
 // ---- The request
 

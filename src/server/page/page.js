@@ -11,7 +11,7 @@ const PROMPTS = {
   interests: "Describe this person's interests.",
 };
 const OUTPUTS = { search: "items", recommend: "items", why: "mixed", describe: "text", interests: "text" };
-const OPERANDS = { bool: ["eq", true], int: ["ge", 0], float: ["ge", 0], labels: ["has", ""] };
+const OPERANDS = { booleans: ["eq", true], integers: ["ge", 0], floats: ["ge", 0], "lists of strings": ["has", ""] };
 const LOST = { message: "The connection to the server was lost." };
 
 const state = {
@@ -46,7 +46,7 @@ const fixed = (value, digits) => (Number.isFinite(value) ? value.toFixed(digits)
 const ms = (value) => `${fixed(value, value < 10 ? 2 : 1)} ms`;
 const nameOf = (item) => item.title ?? item.id;
 const typeOf = (item) => item.item_type ?? item.type;
-const shown = (value) => (value === null ? "–" : [value].flat().join(", "));
+const shown = (value) => [value].flat().join(", ") || "–";
 
 // ---- The request
 
@@ -262,7 +262,7 @@ function showCatalog({ types, attributes = [], filters = [] }) {
     const title = `${attribute.kind}, of ${attribute.types.join(", ")}`;
     $("pieces").append(button(() => insert({ attr: name, [operator]: operand }), { title }, name));
   });
-  $("pieces").append(...filters.map((named) => button(() => insert({ named }), { title: "a filter of the server" }, named)));
+  $("pieces").append(...filters.map((named) => button(() => insert({ named }), { title: "named" }, named)));
 }
 
 // ---- The answer
@@ -424,7 +424,7 @@ function cost({ timings = {}, usage = {}, ...answer }, clock) {
   }));
   $("times").replaceChildren(...[
     ["queue", ms(phases[0])], ["prefill", ms(phases[1])], ["decode", ms(phases[2])], ["total", ms(timings.total_ms)],
-    ["first event, here", ms(clock.first - clock.begun)], ["end, here", ms(clock.done - clock.begun)],
+    ["first event, browser", ms(clock.first - clock.begun)], ["end, browser", ms(clock.done - clock.begun)],
     ["prompt tokens", usage.prompt_tokens], ["of these cached", usage.cached_tokens],
     ["answer tokens", usage.completion_tokens], ["beam rows", usage.beam_rows],
   ].map(pair));

@@ -220,6 +220,7 @@ fn routes(app: &Arc<App>) -> Router {
         .route("/v1/items", post(native::items))
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/batch", post(batch::batch))
         .route("/v1/models", get(health::models))
         .route("/v1/models/{*id}", get(health::one_model))
         .route("/v1/catalog", get(catalog::info))

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::app::App;
 use super::error::ErrorBody;
-use super::{admin, catalog, health, native, openai, tokens};
+use super::{admin, batch, catalog, health, native, openai, tokens};
 use crate::catalog::Change;
 use crate::engine::Request;
 
@@ -21,8 +21,8 @@ enum Input {
     Nothing,
     /// A JSON body.
     Json(Schema),
-    /// Lines of JSON.
-    Lines,
+    /// Lines of JSON, and query parameters.
+    Lines(Schema),
     /// Query parameters: the properties of an object.
     Query(Schema),
     /// The rest of the path.
@@ -84,7 +84,7 @@ fn public(g: &mut SchemaGenerator) -> Vec<Route> {
             "post",
             "/v1/batch",
             "A line of JSON per request, native or of OpenAI's batch form; a line per answer, in order, as they are ready",
-            Input::Lines,
+            Input::Lines(batch::BatchQuery::json_schema(g)),
             Output::Lines,
         ),
         route("get", "/v1/models", "The model that is served", Nothing, Output::Json(of::<health::ModelList>(g))),
@@ -176,7 +176,8 @@ fn operation(route: Route, error: &Value) -> Value {
         Input::Json(schema) => {
             operation["requestBody"] = json!({"required": true, "content": content("application/json", schema.as_value())});
         }
-        Input::Lines => {
+        Input::Lines(query) => {
+            operation["parameters"] = parameters(query.as_value());
             let lines = json!({"type": "string"});
             operation["requestBody"] = json!({"required": true, "content": content("application/jsonl", &lines)});
         }

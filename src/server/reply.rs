@@ -33,7 +33,7 @@ pub(super) struct Fence {
 
 impl Fence {
     /// Whether bytes that name these items may be handed over now.
-    fn passes(&self, items: &[String]) -> io::Result<()> {
+    pub fn passes(&self, items: &[String]) -> io::Result<()> {
         let Some(deny) = self.deny.as_ref().filter(|_| !items.is_empty()) else { return Ok(()) };
         let passes = match &self.wire {
             Some(wire) => wire.announce(items, deny),

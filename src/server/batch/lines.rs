@@ -5,9 +5,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::openai::{ChatBody, CompletionBody, Object, parse};
+use crate::server::openai::{ChatBody, CompletionBody, Object, parse};
 use crate::engine::{Output, Request};
 use crate::error::{Error, Result};
+use crate::server::error::ApiError;
 
 /// A line that was understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -194,7 +195,7 @@ fn open_object(object: &Value, more: usize) -> Vec<u8> {
 }
 
 /// The line of a native request that failed: `{"id": …, "error": {"type": …, "field": …, "message": …}}`.
-pub(crate) fn native_error(id: Option<&str>, error: &Error) -> Vec<u8> {
+pub(crate) fn native_error(id: Option<&str>, error: &ApiError) -> Vec<u8> {
     #[derive(Serialize)]
     struct Line<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -207,13 +208,13 @@ pub(crate) fn native_error(id: Option<&str>, error: &Error) -> Vec<u8> {
         kind: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
         field: Option<&'a str>,
-        message: String,
+        message: &'a str,
     }
-    let (field, message) = match error {
-        Error::Invalid { field, message } => (Some(field.as_str()), message.clone()),
-        error => (None, error.to_string()),
-    };
-    let line = Line { id, error: Body { kind: error.kind(), field, message } };
+    let field = error.param.as_deref();
+    // The native form has the field beside the sentence.
+    let bare = field.and_then(|field| error.message.strip_prefix(field)?.strip_prefix(": "));
+    let message = bare.unwrap_or(&error.message);
+    let line = Line { id, error: Body { kind: error.code, field, message } };
     serde_json::to_vec(&line).expect("strings are JSON")
 }
 
@@ -342,11 +343,11 @@ mod tests {
         assert_eq!(serde_json::from_slice::<Value>(&answer.to_json()).unwrap(), expected);
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         assert_eq!(
-            text(native_error(Some("r1"), &Error::invalid("n", "0 is too small"))),
+            text(native_error(Some("r1"), &Error::invalid("n", "0 is too small").into())),
             r#"{"id":"r1","error":{"type":"invalid_request","field":"n","message":"0 is too small"}}"#
         );
         assert_eq!(
-            text(native_error(None, &Error::Dead("gone".into()))),
+            text(native_error(None, &Error::Dead("gone".into()).into())),
             r#"{"error":{"type":"engine_dead","message":"the engine is dead: gone"}}"#
         );
     }

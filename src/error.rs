@@ -36,6 +36,9 @@ pub enum Error {
     /// The engine's queue is full; try again later.
     #[error("overloaded: {0}")]
     Overloaded(String),
+    /// The request's deadline passed before its answer was complete.
+    #[error("deadline exceeded: {0}")]
+    Deadline(String),
     /// The request's own numbers broke down (a row of NaN); its neighbours are not affected.
     #[error("numeric fault: {0}")]
     Numeric(String),
@@ -72,6 +75,7 @@ impl Error {
             Error::Unsupported(_) => "unsupported",
             Error::Device(_) => "device",
             Error::Overloaded(_) => "overloaded",
+            Error::Deadline(_) => "deadline_exceeded",
             Error::Numeric(_) => "numeric_fault",
             Error::Dead(_) => "engine_dead",
         }

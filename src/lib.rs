@@ -14,6 +14,8 @@ pub mod error;
 pub mod ids;
 pub mod kv;
 pub mod model;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod sid;
 pub mod text;
 

@@ -31,7 +31,7 @@ pub use filter::{CacheLimits, CacheUse, Filter, FilterCache, FilterLimits, Filte
 pub use index::{Child, Children, Entries, MAX_CODES, MAX_LEVELS, Node, TypeIndex};
 pub use items::{Catalog, Item, ItemRecord};
 pub use layout::{Layout, LayoutSpec, LevelTokens, Place, TypeLayout, TypeSpec};
-pub use live::{Change, DenyList, LiveCatalog, LiveLimits, LiveStats};
+pub use live::{Change, DenyList, DenyWatcher, LiveCatalog, LiveLimits, LiveStats};
 #[cfg(any(feature = "cuda", feature = "emulated"))]
 pub(crate) use mask::MaskBase;
 pub use mask::{Mask, MaskPart};

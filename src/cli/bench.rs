@@ -1,5 +1,6 @@
-//! `sidereal bench`: measurements of whole steps, with the limit beside the figure.
+//! `sidereal bench`: measurements of whole steps, with the limit beside the figure, and of servers.
 
+mod serve;
 mod sid;
 mod walk;
 
@@ -20,13 +21,15 @@ use sidereal::text::{Tokenizer, tiny};
 
 use super::load::{DTypeArg, DeviceArg, progress};
 
-/// Measure a model or the SID step on this machine, with the limit beside the figure.
+/// Measure a model or the SID step on this machine, with the limit beside the figure, or a server.
 #[derive(Subcommand)]
 pub enum Bench {
     /// Prefill, decode and beam search of a model folder, or of random weights of a named shape.
     Model(ModelBench),
     /// The SID step on one thread of the CPU, level by level, on a synthetic catalog.
     Sid(sid::SidBench),
+    /// A server under load: latencies, throughput, goodput, and whether every item it names is in the catalog.
+    Serve(Box<serve::ServeBench>),
 }
 
 /// Prefill, decode and beam search.
@@ -85,6 +88,7 @@ impl Bench {
         match self {
             Bench::Model(bench) => bench.run(),
             Bench::Sid(bench) => bench.run(),
+            Bench::Serve(bench) => bench.run(),
         }
     }
 }

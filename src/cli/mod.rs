@@ -6,7 +6,9 @@ mod doctor;
 mod generate;
 mod gpus;
 mod load;
+mod log;
 mod requests;
+mod serve;
 mod sid;
 
 use std::io::Write;
@@ -26,10 +28,12 @@ struct Cli {
 enum Command {
     /// Answer one prompt, or a file of requests.
     Generate(Box<generate::Generate>),
+    /// Serve over HTTP: OpenAI's routes, native ones, metrics, and a page to try them.
+    Serve(Box<serve::Serve>),
     /// Build catalogs, look into them, check them.
     #[command(subcommand)]
     Catalog(Box<catalog::Commands>),
-    /// Measure a model or the SID step on this machine, with the limit beside the figure.
+    /// Measure a model or the SID step on this machine, with the limit beside the figure, or a server.
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Make Semantic IDs from embeddings, and models that speak them.
@@ -41,19 +45,10 @@ enum Command {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SIDEREAL_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let result = match Cli::parse().command {
-        Command::Generate(command) => command.run(),
-        Command::Catalog(command) => command.run(),
-        Command::Bench(command) => command.run(),
-        Command::Sid(command) => command.run(),
-        Command::Doctor(command) => command.run(),
-    };
+    let result = serve::with_config(std::env::args_os()).and_then(|args| run(Cli::parse_from(args)));
     let flushed = std::io::stdout().flush().map_err(anyhow::Error::from);
-    match result.and(flushed) {
-        Ok(()) => ExitCode::SUCCESS,
+    match result.and_then(|code| flushed.map(|()| code)) {
+        Ok(code) => code,
         // Whoever reads us has seen enough (`| head`).
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -61,6 +56,23 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let (level, format) = match &cli.command {
+        Command::Serve(command) => command.log(),
+        _ => ("warn", log::LogFormat::Text),
+    };
+    let set_level = log::init(level, format)?;
+    match cli.command {
+        Command::Serve(command) => return command.run(set_level),
+        Command::Generate(command) => command.run(),
+        Command::Catalog(command) => command.run(),
+        Command::Bench(command) => command.run(),
+        Command::Sid(command) => command.run(),
+        Command::Doctor(command) => command.run(),
+    }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

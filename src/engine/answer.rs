@@ -1,8 +1,10 @@
 //! Answers and the events that lead to them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::request::Output;
 use crate::device::ops::Normalizer;
@@ -14,6 +16,9 @@ use crate::ids::TokenId;
 pub enum Event {
     /// More text.
     Text(String),
+    /// A token of the answer, when the request asked for log-probabilities: before the text that it becomes part of, those of
+    /// a span (opener, codes, closer) before their item. Together they are [`Answer::logprobs`].
+    Logprob(TokenLogprob),
     /// An item of a mixed answer, whole.
     Item(AnswerItem),
     /// The end: the whole answer, what was streamed included.
@@ -28,14 +33,38 @@ impl Event {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Event::Text(text) => text.len(),
-            Event::Item(item) => 128 + item.id.len() + item.title.as_ref().map_or(0, String::len),
+            // Text around it is not joined: each token takes two places of the queue.
+            Event::Logprob(token) => 2 * size_of::<Event>() + size_of_val(&token.top[..]),
+            Event::Item(item) => {
+                let attributes = item.attributes.as_ref().map_or(0, map_bytes);
+                128 + item.id.len() + item.title.as_ref().map_or(0, String::len) + attributes
+            }
             Event::Finished(_) | Event::Failed(_) => 0,
         }
     }
 }
 
+/// Attributes of an item by name.
+pub type Attributes = serde_json::Map<String, Value>;
+
+/// Bytes that a map takes, about.
+fn map_bytes(map: &Attributes) -> usize {
+    map.iter().map(|(name, value)| 64 + name.len() + value_bytes(value)).sum()
+}
+
+fn value_bytes(value: &Value) -> usize {
+    size_of::<Value>()
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(values) => values.iter().map(value_bytes).sum(),
+            Value::Object(map) => map_bytes(map),
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        }
+}
+
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
     /// The model ended it, a stop string or token was met, or the list of items is complete.
@@ -46,6 +75,7 @@ pub enum FinishReason {
 
 /// An item of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct AnswerItem {
     /// Item id.
     pub id: String,
@@ -65,10 +95,14 @@ pub struct AnswerItem {
     /// Log-probability of each code, when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<f32>>,
+    /// The attributes that the request named, null where the item has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<Attributes>,
 }
 
 /// A piece of a text or mixed answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum AnswerPart {
     /// Text.
@@ -89,6 +123,9 @@ pub enum AnswerPart {
         /// Title, when the catalog has one.
         #[serde(skip_serializing_if = "Option::is_none")]
         title: Option<String>,
+        /// The attributes that the request named, null where the item has none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        attributes: Option<Attributes>,
     },
 }
 
@@ -100,23 +137,28 @@ impl From<AnswerItem> for AnswerPart {
             sid: item.sid,
             score: item.score,
             title: item.title,
+            attributes: item.attributes,
         }
     }
 }
 
 /// Log-probability of a token of the answer, before penalties, bias, masks and temperature; codes in the answer's normaliser.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct TokenLogprob {
     /// The token.
+    #[cfg_attr(feature = "server", schemars(with = "u32"))]
     pub id: TokenId,
     /// Its log-probability; 0 for closers, which are forced.
     pub logprob: f32,
     /// The likeliest tokens at this place, best first; empty inside a span.
+    #[cfg_attr(feature = "server", schemars(with = "Vec<(u32, f32)>"))]
     pub top: Vec<(TokenId, f32)>,
 }
 
 /// One of the strings of a `choice` request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct ChoiceScore {
     /// The string.
     pub text: String,
@@ -128,6 +170,7 @@ pub struct ChoiceScore {
 
 /// What an answer cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct Usage {
     /// Tokens of the prompt, the opener of an `items` answer included.
     pub prompt_tokens: usize,
@@ -139,8 +182,20 @@ pub struct Usage {
     pub beam_rows: usize,
 }
 
+/// Where the time of an answer went: the three together are the time from its submission to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// From the submission until it was first admitted.
+    pub queue: Duration,
+    /// From then until the step that fed the last of the prompt was done.
+    pub prefill: Duration,
+    /// From then until the end.
+    pub decode: Duration,
+}
+
 /// A whole answer.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct Answer {
     /// Id of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -173,6 +228,7 @@ pub struct Answer {
     pub choices: Option<Vec<ChoiceScore>>,
     /// Tokens of the answer, spans included.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(with = "Option<Vec<u32>>"))]
     pub token_ids: Option<Vec<TokenId>>,
     /// One entry per token of the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,11 +238,14 @@ pub struct Answer {
     pub dropped: BTreeMap<&'static str, usize>,
     /// What it cost.
     pub usage: Usage,
+    /// Where the time went.
+    #[serde(skip)]
+    pub timing: Timing,
 }
 
 impl Answer {
     /// Takes the items out that `gone` names, and what spells them besides; returns how many there were.
-    pub(super) fn remove(&mut self, gone: impl Fn(&str) -> bool) -> usize {
+    pub fn without(&mut self, gone: impl Fn(&str) -> bool) -> usize {
         let mut count = 0;
         let mut keep = |id: &str| {
             let gone = gone(id);

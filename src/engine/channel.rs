@@ -6,13 +6,12 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::answer::Event;
-use super::wheel::Counters;
-use crate::catalog::{DenyList, LiveCatalog};
+use super::status::{Status, Ticket};
 use crate::error::{Error, Result};
 
 /// Bytes of unread text and items at which a reader is cut off.
@@ -30,12 +29,33 @@ struct State {
     waiting: bool,
 }
 
+/// What the two ends share.
 #[derive(Default)]
-struct Shared {
+pub(crate) struct Shared {
     state: Mutex<State>,
     ready: Condvar,
     /// The reader is gone or was cut off; asked of every request at every step.
     unwanted: AtomicBool,
+}
+
+impl State {
+    /// Ends the answer of a reader that does not keep up.
+    fn cut_off(&mut self) {
+        self.queue.clear();
+        self.queue.push_back(Event::Failed(Error::Overloaded(format!(
+            "the reader left more than {MAX_UNREAD_BYTES} bytes of the answer unread"
+        ))));
+        self.bytes = 0;
+        self.finished = true;
+    }
+
+    /// The item that the log-probabilities at the front of the queue lead to.
+    fn item_ahead(&self) -> Option<&str> {
+        match self.queue.iter().find(|event| !matches!(event, Event::Logprob(_))) {
+            Some(Event::Item(item)) => Some(&item.id),
+            _ => None,
+        }
+    }
 }
 
 impl Shared {
@@ -49,49 +69,23 @@ impl Shared {
         }
     }
 
+    /// Wakes the reader to see that the engine is dead.
+    pub fn alarm(&self) {
+        self.wake(&mut self.lock());
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing below panics while holding the lock, so a poisoned state is still whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The engine's end. Counts as one request in flight until it is dropped.
+/// The engine's end.
 pub(crate) struct EventSender {
     shared: Arc<Shared>,
     status: Arc<Status>,
-}
-
-/// What all handles of an engine share with its thread.
-#[derive(Debug, Default)]
-pub(crate) struct Status {
-    /// Items that no reader may be handed any more.
-    deny: Arc<DenyList>,
-    counters: Arc<Counters>,
-    /// Why the engine ended, once it has.
-    pub death: OnceLock<String>,
-    /// Requests submitted and not yet ended.
-    pub in_flight: AtomicUsize,
-}
-
-impl Status {
-    pub fn new(catalog: Option<&LiveCatalog>, counters: &Arc<Counters>) -> Status {
-        let deny = catalog.map(|catalog| catalog.deny_list().clone()).unwrap_or_default();
-        Status { deny, counters: counters.clone(), ..Status::default() }
-    }
-
-    /// An event as a reader may have it now: items that were denied while it waited are taken out. `None`: nothing is left of it.
-    fn screen(&self, mut event: Event) -> Option<Event> {
-        if self.deny.is_empty() {
-            return Some(event);
-        }
-        let gone = match &mut event {
-            Event::Item(item) => usize::from(self.deny.contains(&item.id)),
-            Event::Finished(answer) => answer.remove(|id| self.deny.contains(id)),
-            Event::Text(_) | Event::Failed(_) => 0,
-        };
-        self.counters.denied_in_flight.fetch_add(gone as u64, Ordering::Relaxed);
-        if gone > 0 && matches!(event, Event::Item(_)) { None } else { Some(event) }
-    }
+    /// The request's place in the counts, until the sender is dropped.
+    pub ticket: Ticket,
 }
 
 /// The reader's end: the events of one answer, as an iterator for threads and a [`futures_core::Stream`] for async code.
@@ -100,6 +94,8 @@ impl Status {
 pub struct EventStream {
     shared: Arc<Shared>,
     status: Arc<Status>,
+    /// The stream's place among the readers to be woken at the engine's death.
+    place: usize,
 }
 
 /// What a push found.
@@ -111,43 +107,43 @@ pub(crate) enum Pushed {
     Unwanted,
 }
 
-pub(crate) fn channel(status: &Arc<Status>) -> (EventSender, EventStream) {
+pub(crate) fn channel(status: &Arc<Status>, ticket: Ticket) -> (EventSender, EventStream) {
     let shared = Arc::new(Shared::default());
-    status.in_flight.fetch_add(1, Ordering::Relaxed);
-    let sender = EventSender { shared: Arc::clone(&shared), status: Arc::clone(status) };
-    (sender, EventStream { shared, status: Arc::clone(status) })
+    let place = status.enter(&shared);
+    let sender = EventSender { shared: Arc::clone(&shared), status: Arc::clone(status), ticket };
+    (sender, EventStream { shared, status: Arc::clone(status), place })
 }
 
 impl EventSender {
     /// Hands an event to the reader.
     pub fn push(&self, event: Event) -> Pushed {
+        self.push_all([event])
+    }
+
+    /// Hands events to the reader that it finds together.
+    pub fn push_all(&self, events: impl IntoIterator<Item = Event>) -> Pushed {
         let mut state = self.shared.lock();
-        if state.receiver_gone {
-            return Pushed::Unwanted;
-        }
-        let last = matches!(event, Event::Finished(_) | Event::Failed(_));
-        let bytes = event.bytes();
-        if !last && state.bytes + bytes > MAX_UNREAD_BYTES {
-            state.queue.clear();
-            state.queue.push_back(Event::Failed(Error::Overloaded(format!(
-                "the reader left more than {MAX_UNREAD_BYTES} bytes of the answer unread"
-            ))));
-            state.bytes = 0;
-            state.finished = true;
-        } else {
-            state.bytes += bytes;
-            state.finished |= last;
-            match (state.queue.back_mut(), event) {
-                (Some(Event::Text(unread)), Event::Text(delta)) => unread.push_str(&delta),
-                (_, event) => state.queue.push_back(event),
+        for event in events {
+            if state.receiver_gone || state.finished {
+                return Pushed::Unwanted;
+            }
+            let last = matches!(event, Event::Finished(_) | Event::Failed(_));
+            let bytes = event.bytes();
+            if !last && state.bytes + bytes > MAX_UNREAD_BYTES {
+                state.cut_off();
+                self.shared.unwanted.store(true, Ordering::Relaxed);
+                self.status.departed();
+            } else {
+                state.bytes += bytes;
+                state.finished |= last;
+                match (state.queue.back_mut(), event) {
+                    (Some(Event::Text(unread)), Event::Text(delta)) => unread.push_str(&delta),
+                    (_, event) => state.queue.push_back(event),
+                }
             }
         }
-        let cut_off = state.finished && !last;
-        if cut_off {
-            self.shared.unwanted.store(true, Ordering::Relaxed);
-        }
         self.shared.wake(&mut state);
-        if cut_off { Pushed::Unwanted } else { Pushed::Delivered }
+        if self.is_unwanted() { Pushed::Unwanted } else { Pushed::Delivered }
     }
 
     /// Whether the reader is gone, or was cut off.
@@ -161,7 +157,6 @@ impl Drop for EventSender {
         let mut state = self.shared.lock();
         state.sender_gone = true;
         self.shared.wake(&mut state);
-        self.status.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -169,7 +164,8 @@ impl EventStream {
     fn pop(&self, state: &mut State) -> Option<Option<Result<Event>>> {
         while let Some(event) = state.queue.pop_front() {
             state.bytes -= event.bytes().min(state.bytes);
-            let Some(event) = self.status.screen(event) else { continue };
+            let item = matches!(event, Event::Logprob(_)).then(|| state.item_ahead()).flatten();
+            let Some(event) = self.status.screen(event, item) else { continue };
             return Some(Some(match event {
                 Event::Failed(error) => Err(error),
                 event => Ok(event),
@@ -178,9 +174,12 @@ impl EventStream {
         if state.finished {
             return Some(None);
         }
-        if state.sender_gone {
+        // A thread that hangs keeps its senders: what it was declared counts.
+        let death = self.status.death();
+        if state.sender_gone || death.is_some() {
             state.finished = true;
-            let reason = self.status.death.get().cloned().unwrap_or_else(|| "it was shut down".to_owned());
+            self.shared.unwanted.store(true, Ordering::Relaxed);
+            let reason = death.cloned().unwrap_or_else(|| "it was shut down".to_owned());
             return Some(Some(Err(Error::Dead(reason))));
         }
         None
@@ -238,7 +237,10 @@ impl Drop for EventStream {
         let mut state = self.shared.lock();
         state.receiver_gone = true;
         self.shared.unwanted.store(true, Ordering::Relaxed);
+        let early = !state.finished;
         state.queue.clear();
+        drop(state);
+        self.status.leave(self.place, early);
     }
 }
 
@@ -251,10 +253,15 @@ impl std::fmt::Debug for EventStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::status::Weight;
+
+    fn pair(status: &Arc<Status>) -> (EventSender, EventStream) {
+        channel(status, status.ticket(Weight::default()).expect("room"))
+    }
 
     #[test]
     fn unread_text_is_joined() {
-        let (sender, mut stream) = channel(&Arc::default());
+        let (sender, mut stream) = pair(&Arc::default());
         sender.push(Event::Text("a".into()));
         sender.push(Event::Text("b".into()));
         assert!(matches!(stream.next(), Some(Ok(Event::Text(text))) if text == "ab"));
@@ -262,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_stalled_reader_is_cut_off() {
-        let (sender, mut stream) = channel(&Arc::default());
+        let (sender, mut stream) = pair(&Arc::default());
         let piece = "x".repeat(1024);
         let pushes =
             (0..).take_while(|_| sender.push(Event::Text(piece.clone())) == Pushed::Delivered).count();
@@ -274,8 +281,8 @@ mod tests {
     #[test]
     fn a_dead_engine_is_told_once() {
         let status = Arc::new(Status::default());
-        let (sender, mut stream) = channel(&status);
-        status.death.set("a bug".to_owned()).expect("unset");
+        let (sender, mut stream) = pair(&status);
+        status.die("a bug".to_owned());
         drop(sender);
         assert!(matches!(stream.next(), Some(Err(Error::Dead(reason))) if reason == "a bug"));
         assert!(stream.next().is_none());
@@ -283,7 +290,7 @@ mod tests {
 
     #[test]
     fn dropping_the_reader_cancels() {
-        let (sender, stream) = channel(&Arc::default());
+        let (sender, stream) = pair(&Arc::default());
         assert!(!sender.is_unwanted());
         drop(stream);
         assert!(sender.is_unwanted());

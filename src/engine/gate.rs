@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::wheel::Counters;
+use super::counters::Counters;
 use crate::catalog::{DenyList, Filter, Item, View};
 use crate::device::ops::Path;
 

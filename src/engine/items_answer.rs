@@ -2,11 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
+use serde_json::Value;
+
 use super::answer::AnswerItem;
+use super::counters::Counters;
 use super::gate::Gate;
 use super::request::Collisions;
-use super::validate::ItemsTask;
-use super::wheel::Counters;
+use super::validate::{ItemsTask, ValidatedRequest};
 use crate::catalog::{Alive, Item, View};
 use crate::device::ops::Path;
 
@@ -24,10 +26,16 @@ pub(super) struct Ranked {
 pub(super) struct Naming<'a> {
     pub view: &'a View,
     pub gate: &'a Gate,
+    /// Attributes to return.
+    pub attributes: Option<&'a [String]>,
     pub counters: &'a Counters,
 }
 
 impl<'a> Naming<'a> {
+    pub fn new(request: &'a ValidatedRequest, view: &'a View, counters: &'a Counters) -> Naming<'a> {
+        Naming { view, gate: &request.gate, attributes: request.attributes.as_deref(), counters }
+    }
+
     /// The items of a path that may be named, most popular first.
     fn items(self, alive: &'a Alive, path: &'a Path) -> impl Iterator<Item = Item<'a>> {
         let items = self.view.items(alive, path.item_type, path.sid, &path.codes);
@@ -40,6 +48,7 @@ impl<'a> Naming<'a> {
     }
 
     fn answer(self, path: &Path, item: Item<'_>) -> AnswerItem {
+        let value = |name: &String| (name.clone(), item.attribute(name).unwrap_or(Value::Null));
         AnswerItem {
             id: item.id().to_owned(),
             item_type: self.view.types()[path.item_type.index()].clone(),
@@ -48,6 +57,7 @@ impl<'a> Naming<'a> {
             boost: None,
             title: item.title().map(str::to_owned),
             logprobs: None,
+            attributes: self.attributes.map(|names| names.iter().map(value).collect()),
         }
     }
 

@@ -1,15 +1,25 @@
 //! One request inside the engine: its tokens, its cache, and where it stands.
 
+use std::time::Instant;
+
+use super::answer::Timing;
 use super::channel::EventSender;
 use super::text_answer::TextAnswer;
-use super::validate::{Task, ValidatedRequest};
-use crate::catalog::Alive;
+use super::validate::{Task, ValidatedRequest, widest};
 use crate::ids::{SearchId, SequenceId, TokenId};
 use crate::kv::{BeamSlots, Registered, Table};
 
 /// A request that waits or runs.
 pub(super) struct Job {
     pub id: SequenceId,
+    /// In whose name it runs: salt of its prefixes in the cache.
+    pub tenant: u64,
+    pub deadline: Option<Instant>,
+    pub submitted: Instant,
+    /// When it was admitted first.
+    pub admitted: Option<Instant>,
+    /// When the step was done that fed the last of its prompt.
+    pub fed: Option<Instant>,
     pub request: ValidatedRequest,
     pub events: EventSender,
     /// Prompt, then answer; spans included.
@@ -73,25 +83,12 @@ impl Job {
 
     /// Rows that the job occupies at most in a step once its prompt is fed.
     pub fn step_rows(&self) -> usize {
-        match &self.request.task {
-            Task::Items(task) => task.searches.iter().map(|s| widest(&s.widths)).sum::<usize>().max(1),
-            // After a span its codes and closer are fed together.
-            Task::Text(task) => task.spans.as_ref().map_or(1, |s| (s.width as usize).max(self.depth() + 2)),
-            Task::Choice(task) => {
-                task.tokens.iter().map(Vec::len).max().unwrap_or(1) + crate::kv::BLOCK_TOKENS
-            }
-        }
+        self.request.rows
     }
 
     /// Levels of the deepest requested type.
     pub fn depth(&self) -> usize {
-        let Some(view) = &self.request.view else { return 0 };
-        let levels = |alive: &Alive| alive.types.iter().map(|(t, _)| view.levels(*t)).max().unwrap_or(0);
-        match &self.request.task {
-            Task::Items(task) => task.searches.iter().map(|s| levels(&s.alive)).max().unwrap_or(0),
-            Task::Text(task) => task.spans.as_ref().map_or(0, |s| levels(&s.alive)),
-            Task::Choice(_) => 0,
-        }
+        self.request.depth
     }
 
     /// `(levels that become inputs, places per level)` of the private cache of each search.
@@ -104,12 +101,19 @@ impl Job {
         }
     }
 
+    /// Where the time of a job that ends `now` went.
+    pub fn timing(&self, now: Instant) -> Timing {
+        let admitted = self.admitted.unwrap_or(now);
+        let fed = self.fed.unwrap_or(now);
+        Timing {
+            queue: admitted.saturating_duration_since(self.submitted),
+            prefill: fed.saturating_duration_since(admitted),
+            decode: now.saturating_duration_since(fed),
+        }
+    }
+
     /// Tokens of the answer so far.
     pub fn answer_len(&self) -> usize {
         self.tokens.len() - self.prompt_len
     }
-}
-
-fn widest(widths: &[u32]) -> usize {
-    widths.iter().copied().max().unwrap_or(0) as usize
 }

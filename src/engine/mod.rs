@@ -5,27 +5,42 @@
 //! [`Answer`] (`text_answer`, `items_answer`).
 
 mod answer;
+mod builder;
 mod channel;
+mod counters;
 mod gate;
 mod handle;
 mod items_answer;
 mod job;
 mod open;
+mod pace;
+mod progress;
 mod prompt;
+mod queue;
 mod request;
 mod schedule;
+#[cfg(feature = "server")]
+mod schema;
+mod status;
+mod submission;
 mod text_answer;
 mod validate;
 mod wheel;
 
-pub use answer::{Answer, AnswerItem, AnswerPart, ChoiceScore, Event, FinishReason, TokenLogprob, Usage};
+pub use answer::{
+    Answer, AnswerItem, AnswerPart, Attributes, ChoiceScore, Event, FinishReason, Timing, TokenLogprob, Usage,
+};
+pub use builder::EngineBuilder;
 pub use channel::{EventStream, MAX_UNREAD_BYTES};
+pub use counters::Counters;
+pub use handle::Engine;
 #[doc(hidden)]
 pub use handle::EngineParts;
-pub use handle::{Engine, EngineBuilder};
 pub use request::{
     Boost, Collisions, Content, Diversity, Message, OneOrMany, Output, Part, Quota, Request, Truncate,
     UnknownItems,
 };
+pub use status::{BlockCounts, Death, Health, Load, QueueLimits};
+pub use submission::Submission;
 pub use validate::{Limits, ValidatedRequest};
-pub use wheel::{Counters, Turn, Wheel};
+pub use wheel::{Turn, Wheel};

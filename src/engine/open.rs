@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::handle::{Engine, EngineBuilder};
+use super::builder::EngineBuilder;
+use super::handle::Engine;
 use crate::catalog::source::{Mapping, Progress, Sources};
 use crate::catalog::{Catalog, CatalogBuilder, Layout, LayoutSpec, synthetic};
 use crate::error::{Error, Result};

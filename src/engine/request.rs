@@ -7,11 +7,14 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::ser::{SerializeSeq, Serializer};
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "server")]
+use super::schema;
 use crate::device::ops::Normalizer;
 use crate::error::{Error, Result};
 
 /// What an answer may consist of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Output {
     /// Text alone.
@@ -25,6 +28,7 @@ pub enum Output {
 
 /// Which end of a prompt that is too long may be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Truncate {
     /// The oldest tokens.
@@ -35,6 +39,7 @@ pub enum Truncate {
 
 /// What to do with an item id that the catalog does not hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum UnknownItems {
     /// Refuse the request.
@@ -46,6 +51,7 @@ pub enum UnknownItems {
 
 /// Which items a SID shared by several yields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Collisions {
     /// The most popular alive one.
@@ -57,6 +63,7 @@ pub enum Collisions {
 
 /// A part of a message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Part {
     /// Text of a user: never a special token, whatever it spells.
@@ -120,6 +127,7 @@ impl Serialize for Content {
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Message {
     /// `system`, `user`, `assistant`, or what the model's template knows.
@@ -196,34 +204,42 @@ impl<T: Serialize> Serialize for OneOrMany<T> {
 
 /// How alike the items of a list may be.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Diversity {
     /// Divides the beam width; each group decodes after the earlier ones.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = 1, max = 1024)))]
     pub groups: Option<i64>,
     /// What a group pays for each use of the same code at the same level by earlier groups.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = 0.0, max = 1e6)))]
     pub penalty: Option<f64>,
     /// Most paths kept per (type, first code).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = 1, max = 1024)))]
     pub max_per_prefix: Option<i64>,
 }
 
 /// How many items of one type the answer holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Quota {
     /// Type name.
     #[serde(rename = "type")]
     pub item_type: String,
     /// Items wanted.
+    #[cfg_attr(feature = "server", schemars(range(min = 1, max = 1024)))]
     pub n: i64,
 }
 
 /// A weight added to the score of finished paths whose item has an attribute: `{"attr": "fresh", "eq": true, "weight": 0.3}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 pub struct Boost {
     /// Added to the score.
+    #[cfg_attr(feature = "server", schemars(range(min = -1e6, max = 1e6)))]
     pub weight: f64,
     /// The condition; exactly one comparison.
     #[serde(flatten)]
@@ -234,6 +250,7 @@ pub struct Boost {
 ///
 /// Exactly one of `messages`, `prompt` and `prompt_token_ids` is given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Request {
     /// Returned with the answer.
@@ -241,24 +258,29 @@ pub struct Request {
     pub id: Option<String>,
     /// A conversation, rendered by the model's chat template.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(length(min = 1)))]
     pub messages: Option<Vec<Message>>,
     /// Text as it is, without a template.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
     /// Tokens as they are; may hold spans.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(inner(range(min = 0))))]
     pub prompt_token_ids: Option<Vec<i64>>,
     /// Default: `text`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<Output>,
     /// Default: all types of the catalog.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(length(min = 1)))]
     pub item_types: Option<Vec<String>>,
     /// Items wanted; default 10, or the beam width if that is smaller.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = 1, max = 1024)))]
     pub n: Option<i64>,
     /// One width, or one per level of the deepest requested type; default max(n, 30).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(schema_with = "schema::beam_width"))]
     pub beam_width: Option<OneOrMany<i64>>,
     /// What scores are normalised over; default `codebook`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -271,12 +293,14 @@ pub struct Request {
     pub exclude: Option<Vec<String>>,
     /// An attribute filter.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(schema_with = "schema::filter"))]
     pub filter: Option<serde_json::Value>,
     /// Default: `best`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collisions: Option<Collisions>,
     /// One search per type instead of one over all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(length(min = 1)))]
     pub quotas: Option<Vec<Quota>>,
     /// Weights over attributes, added before the final ranking.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -286,6 +310,7 @@ pub struct Request {
     pub diversity: Option<Diversity>,
     /// Width of the beam of a span in mixed text; default 8.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = 1, max = 1024)))]
     pub span_beam: Option<i64>,
     /// Whether an answer may name a SID twice.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -298,39 +323,51 @@ pub struct Request {
     pub truncate: Option<Truncate>,
     /// Tokens of the answer, spans included; default 16, with `messages` as many as fit.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = 1)))]
     pub max_tokens: Option<i64>,
     /// No end token before this many; default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = 0)))]
     pub min_tokens: Option<i64>,
     /// 0: greedy. Default: the model's `generation_config.json`, else 1; items: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = 0.0, max = 100.0)))]
     pub temperature: Option<f64>,
     /// Default: the model's, else 0 (off).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = -1)))]
     pub top_k: Option<i64>,
     /// Default: the model's, else 1 (off).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0)))]
     pub top_p: Option<f64>,
     /// Default: the model's, else 0 (off).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = 0.0, max = 1.0)))]
     pub min_p: Option<f64>,
     /// Over prompt and answer; default: the model's, else 1 (off).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(max = 1000.0), extend("exclusiveMinimum" = 0.0)))]
     pub repetition_penalty: Option<f64>,
     /// Over the answer; default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = -2.0, max = 2.0)))]
     pub presence_penalty: Option<f64>,
     /// Over the answer; default 0.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = -2.0, max = 2.0)))]
     pub frequency_penalty: Option<f64>,
     /// Token id (as a string) to what is added to its logit.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(schema_with = "schema::logit_bias"))]
     pub logit_bias: Option<serde_json::Map<String, serde_json::Value>>,
     /// Strings that end the answer; they are not part of it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(schema_with = "schema::stop"))]
     pub stop: Option<OneOrMany<String>>,
     /// Tokens that end the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(inner(range(min = 0))))]
     pub stop_token_ids: Option<Vec<i64>>,
     /// Whether end tokens are ordinary tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -340,12 +377,17 @@ pub struct Request {
     pub seed: Option<i64>,
     /// For each token of the answer its log-probability and this many alternatives; for items the log-probability of each level.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(range(min = 0)))]
     pub logprobs: Option<i64>,
     /// Whether the answer holds its token ids.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_token_ids: Option<bool>,
+    /// Attributes of the items to return with them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub return_attributes: Option<Vec<String>>,
     /// Choose one of these strings instead of generating.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "server", schemars(length(min = 1), inner(length(min = 1))))]
     pub choice: Option<Vec<String>>,
 }
 

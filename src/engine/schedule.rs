@@ -2,15 +2,16 @@
 //!
 //! Running jobs stay in the order of their admission. A step serves first the rows that decode (text rows, beams, the
 //! tokens of a finished span), then pieces of prompts, each prompt an equal share of what is left, then admits from
-//! the queue, first come, first served: a job is admitted when its prompt's blocks, its beams' private blocks and its rows are
+//! the queue, tenants in turns (`queue`), each first come, first served: a job is admitted when its prompt's blocks, its beams' private blocks and its rows are
 //! all to be had, so that beams never wait for memory. Only growing text can run the cache dry; then the youngest job gives
 //! way and is computed again later, from what the prefix cache still holds.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::job::{Branch, Job, Phase, Search};
+use super::queue::Queue;
 use super::validate::Task;
 use crate::catalog::Alive;
 use crate::device::ops::{
@@ -34,7 +35,11 @@ pub(super) enum Owner {
 
 /// The jobs, and the plan that is being made.
 pub(super) struct Schedule {
-    pub waiting: VecDeque<Job>,
+    pub waiting: Queue<Job>,
+    /// No waiting job has an earlier deadline.
+    pub next_deadline: Option<Instant>,
+    /// Work admitted since it was last taken note of.
+    pub admitted_cost: u64,
     /// In order of admission.
     pub running: Vec<Job>,
     pub pool: BlockPool,
@@ -53,7 +58,9 @@ pub(super) struct Schedule {
 impl Schedule {
     pub fn new(pool: BlockPool, max_rows: usize, opener: Option<TokenId>) -> Schedule {
         Schedule {
-            waiting: VecDeque::new(),
+            waiting: Queue::default(),
+            next_deadline: None,
+            admitted_cost: 0,
             running: Vec::new(),
             pool,
             plan: Plan::default(),
@@ -66,15 +73,26 @@ impl Schedule {
         }
     }
 
-    /// Makes the plan of the next step; it has no rows if there is nothing to do.
-    pub fn make_plan(&mut self, device: &mut dyn Device) -> Result<()> {
+    /// Lets a new job wait.
+    pub fn enqueue(&mut self, job: Job) {
+        self.expect_deadline(&job);
+        let (tenant, cost) = (job.tenant, job.events.ticket.cost());
+        self.waiting.push(tenant, cost, job);
+    }
+
+    fn expect_deadline(&mut self, job: &Job) {
+        self.next_deadline = self.next_deadline.into_iter().chain(job.deadline).min();
+    }
+
+    /// Makes the plan of the next step, at the time `now`; it has no rows if there is nothing to do.
+    pub fn make_plan(&mut self, device: &mut dyn Device, now: Instant) -> Result<()> {
         self.plan.clear();
         self.text_owners.clear();
         self.sid_owners.clear();
         self.fed.clear();
         self.plan_decoding(device)?;
         self.plan_prefill(device)?;
-        self.admit(device)
+        self.admit(device, now)
     }
 
     fn rows_left(&self) -> usize {
@@ -121,7 +139,7 @@ impl Schedule {
     }
 
     /// Admits waiting jobs while their blocks and rows are to be had.
-    fn admit(&mut self, device: &mut dyn Device) -> Result<()> {
+    fn admit(&mut self, device: &mut dyn Device, now: Instant) -> Result<()> {
         if self.waiting.is_empty() {
             return Ok(());
         }
@@ -134,7 +152,7 @@ impl Schedule {
             if reserved + rows > self.max_rows || prompt_rows >= self.rows_left() {
                 break;
             }
-            let prefix = self.pool.lookup(0, &job.tokens[..job.shareable()]);
+            let prefix = self.pool.lookup(job.tenant, &job.tokens[..job.shareable()]);
             let cached = prefix.len() * BLOCK_TOKENS;
             let shapes = job.private_shapes();
             let private: usize = shapes
@@ -159,6 +177,9 @@ impl Schedule {
             job.slots = slots;
             job.computed = cached;
             job.cached_tokens.get_or_insert(cached);
+            job.admitted.get_or_insert(now);
+            job.events.ticket.admit();
+            self.admitted_cost += job.events.ticket.cost();
             reserved += rows;
             prompt_rows += job.tokens.len() - cached;
             self.running.push(job);
@@ -196,6 +217,8 @@ impl Schedule {
         self.release(&mut job);
         job.preemptions += 1;
         self.preemptions += 1;
+        job.events.ticket.give_way();
+        self.expect_deadline(&job);
         tracing::debug!(sequence = job.id.0, preemptions = job.preemptions, "preempted");
         self.waiting.push_front(job);
     }

@@ -18,6 +18,8 @@ pub(super) struct TextAnswer {
     parts: Vec<AnswerPart>,
     /// One per token of the answer; `None` if the request did not ask.
     logprobs: Option<Vec<TokenLogprob>>,
+    /// How many of them the reader has been told.
+    sent: usize,
     /// What may still be named: what the request allows, without the SIDs named so far unless repeats are allowed.
     alive: Alive,
     /// Occurrences by token; only kept when a penalty is on.
@@ -39,6 +41,7 @@ impl TextAnswer {
             stops: !task.stop.is_empty(),
             parts: Vec::new(),
             logprobs: request.logprobs.map(|_| Vec::new()),
+            sent: 0,
             alive: task.spans.as_ref().map(|spans| spans.alive.clone()).unwrap_or_default(),
             counts: penalizes(&task.sampling)
                 .then(|| request.tokens.iter().map(|&token| (token, 0)).collect()),
@@ -108,6 +111,13 @@ impl TextAnswer {
     /// Forgets the log-probability of an opener that a spent budget removes from the answer.
     pub fn remove_opener(&mut self) {
         self.logprobs.as_mut().and_then(Vec::pop);
+    }
+
+    /// The log-probabilities that the reader has not been told yet, who is told now; `None` if the request did not ask.
+    pub fn unsent_logprobs(&mut self) -> Option<&[TokenLogprob]> {
+        let logprobs = self.logprobs.as_deref()?;
+        let sent = std::mem::replace(&mut self.sent, logprobs.len());
+        Some(&logprobs[sent..])
     }
 
     /// Makes a path's SID dead for later spans.

@@ -1,57 +1,26 @@
 //! The wheel that one thread turns: `schedule -> plan -> run -> outcome`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::answer::{Answer, AnswerItem, ChoiceScore, Event, FinishReason, Usage};
-use super::channel::{EventSender, Pushed};
-use super::items_answer::Naming;
-use super::job::{Branch, Job, Phase};
+use super::answer::Event;
+use super::counters::Counters;
+use super::job::{Job, Phase};
+use super::pace::Pace;
+use super::progress::{End, commit_span, fault, finish_choice, items, take_choice_token, take_token};
 use super::schedule::{Owner, Schedule, close_searches};
+use super::status::Status;
+use super::submission::Arrival;
 use super::text_answer::TextAnswer;
-use super::validate::{ItemsTask, Task, ValidatedRequest};
+use super::validate::Task;
 use crate::catalog::Layout;
-use crate::device::ops::{Device, Outcome, Path, SidOutcome, TextOutcome};
-use crate::device::random::{COMMIT, Noise};
+use crate::device::ops::{Device, Outcome, SidOutcome, TextOutcome};
 use crate::error::{Error, Result};
-use crate::ids::{SequenceId, TokenId};
+use crate::ids::SequenceId;
 use crate::kv::{BlockPool, PoolStats, Registered, Table};
 use crate::model::decoder;
 use crate::text::Tokenizer;
-
-/// Counters of the engine, readable from any thread.
-#[derive(Debug, Default)]
-pub struct Counters {
-    /// Steps run.
-    pub steps: AtomicU64,
-    /// Rows computed.
-    pub rows: AtomicU64,
-    /// Nanoseconds that the host spent on planning and on taking outcomes apart.
-    pub host_nanos: AtomicU64,
-    /// Nanoseconds that the device ran.
-    pub device_nanos: AtomicU64,
-    /// Requests answered in full.
-    pub finished: AtomicU64,
-    /// Requests cancelled by their readers.
-    pub cancelled: AtomicU64,
-    /// Requests ended by an error of their own.
-    pub failed: AtomicU64,
-    /// Times that a job gave way to another.
-    pub preemptions: AtomicU64,
-    /// Items named.
-    pub items: AtomicU64,
-    /// Lists with fewer items than asked for, because no more were alive.
-    pub exhausted: AtomicU64,
-    /// Items that the search named and the gate refused; a bug of ours, always 0.
-    pub gate_violations: AtomicU64,
-    /// Items that were denied after the search had named them.
-    pub denied_in_flight: AtomicU64,
-    /// Requests that wait now.
-    pub waiting: AtomicU64,
-    /// Requests that run now.
-    pub running: AtomicU64,
-}
 
 /// What a turn of the wheel did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,16 +31,6 @@ pub enum Turn {
     Idle,
 }
 
-/// What a job ends with; boxed, since most jobs do not end in a step.
-type End = Box<Result<Answer>>;
-
-/// Whether and why a text ended.
-enum Ended {
-    Not,
-    Stop,
-    Length,
-}
-
 /// The device and the jobs it works on.
 pub struct Wheel {
     device: Box<dyn Device>,
@@ -80,6 +39,10 @@ pub struct Wheel {
     tokenizer: Arc<Tokenizer>,
     layout: Option<Arc<Layout>>,
     counters: Arc<Counters>,
+    status: Arc<Status>,
+    pace: Pace,
+    /// [`Status::departures`] when the waiting requests were looked at last.
+    departures: u64,
     next_id: u64,
 }
 
@@ -92,6 +55,7 @@ pub(crate) struct WheelParts {
     pub tokenizer: Arc<Tokenizer>,
     pub layout: Option<Arc<Layout>>,
     pub counters: Arc<Counters>,
+    pub status: Arc<Status>,
 }
 
 impl Wheel {
@@ -104,6 +68,9 @@ impl Wheel {
             tokenizer: parts.tokenizer,
             layout: parts.layout,
             counters: parts.counters,
+            status: parts.status,
+            pace: Pace::default(),
+            departures: 0,
             next_id: 0,
         }
     }
@@ -119,15 +86,21 @@ impl Wheel {
     }
 
     /// Queues a request.
-    pub(crate) fn submit(&mut self, request: ValidatedRequest, events: EventSender) {
+    pub(crate) fn submit(&mut self, arrival: Arrival) {
+        let Arrival { request, submission, at, events } = arrival;
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let text = match &request.task {
             Task::Text(task) => Some(TextAnswer::new(&self.tokenizer, task, &request)),
             _ => None,
         };
-        self.schedule.waiting.push_back(Job {
+        self.schedule.enqueue(Job {
             id,
+            tenant: submission.tenant,
+            deadline: submission.deadline,
+            submitted: at,
+            admitted: None,
+            fed: None,
             tokens: request.tokens.clone(),
             prompt_len: request.tokens.len(),
             computed: 0,
@@ -150,11 +123,13 @@ impl Wheel {
     /// The device's; it is final.
     pub fn turn(&mut self) -> Result<Turn> {
         let start = Instant::now();
-        self.cancel_unwanted();
-        self.schedule.make_plan(&mut *self.device)?;
+        self.drop_unwanted(start);
+        self.schedule.make_plan(&mut *self.device, start)?;
         let rows = self.schedule.plan.rows();
-        self.gauge();
+        self.gauge(start);
         if rows == 0 {
+            self.status.set_blocks(self.pool());
+            self.status.beat(start, self.jobs() == 0);
             return Ok(Turn::Idle);
         }
         let planned = Instant::now();
@@ -162,44 +137,71 @@ impl Wheel {
         let outcome = decoder::step(&mut *self.device, &self.schedule.plan, self.layers)?;
         self.schedule.pool.end_step(fence);
         let ran = Instant::now();
-        self.apply(outcome)?;
-        let host = (planned - start) + ran.elapsed();
+        self.apply(outcome, ran)?;
+        let end = Instant::now();
+        let host = (planned - start) + (end - ran);
         let counters = &self.counters;
         counters.steps.fetch_add(1, Ordering::Relaxed);
         counters.rows.fetch_add(rows as u64, Ordering::Relaxed);
         counters.host_nanos.fetch_add(host.as_nanos() as u64, Ordering::Relaxed);
         counters.device_nanos.fetch_add((ran - planned).as_nanos() as u64, Ordering::Relaxed);
+        self.status.set_blocks(self.pool());
+        self.status.beat(end, self.jobs() == 0);
         Ok(Turn::Ran)
     }
 
-    fn gauge(&self) {
-        self.counters.waiting.store(self.schedule.waiting.len() as u64, Ordering::Relaxed);
-        self.counters.running.store(self.schedule.running.len() as u64, Ordering::Relaxed);
-        self.counters.preemptions.store(self.schedule.preemptions, Ordering::Relaxed);
+    fn gauge(&mut self, now: Instant) {
+        let schedule = &mut self.schedule;
+        self.counters.waiting.store(schedule.waiting.len() as u64, Ordering::Relaxed);
+        self.counters.running.store(schedule.running.len() as u64, Ordering::Relaxed);
+        self.counters.preemptions.store(schedule.preemptions, Ordering::Relaxed);
+        let admitted = std::mem::take(&mut schedule.admitted_cost);
+        if let Some(pace) = self.pace.turn(now, admitted, !schedule.waiting.is_empty(), self.status.backlog())
+        {
+            self.status.set_pace(pace);
+        }
     }
 
-    /// Forgets the jobs whose readers are gone; their blocks are free before the next plan is made.
-    fn cancel_unwanted(&mut self) {
-        let before = self.jobs();
+    /// Forgets the jobs whose readers are gone, and ends those whose time is over; their blocks are free before the next plan is
+    /// made.
+    fn drop_unwanted(&mut self, now: Instant) {
+        let (mut cancelled, mut expired) = (0, 0);
+        let mut wanted = |job: &Job| {
+            if job.events.is_unwanted() {
+                cancelled += 1;
+                return false;
+            }
+            if job.deadline.is_some_and(|deadline| deadline <= now) {
+                expired += 1;
+                job.events.push(Event::Failed(late(job, now)));
+                return false;
+            }
+            true
+        };
+        let departures = self.status.departures();
+        // The queue may be long, and seldom has anything to look for.
+        if departures != self.departures || self.schedule.next_deadline.is_some_and(|next| next <= now) {
+            self.departures = departures;
+            self.schedule.waiting.retain(|job| wanted(job));
+            self.schedule.next_deadline = self.schedule.waiting.iter().filter_map(|job| job.deadline).min();
+        }
         let device = &mut *self.device;
-        self.schedule.waiting.retain(|job| !job.events.is_unwanted());
         self.schedule.running.retain(|job| {
-            let unwanted = job.events.is_unwanted();
-            if unwanted {
+            let wanted = wanted(job);
+            if !wanted {
                 close_searches(job, device);
             }
-            !unwanted
+            wanted
         });
-        self.counters.cancelled.fetch_add((before - self.jobs()) as u64, Ordering::Relaxed);
+        self.counters.cancelled.fetch_add(cancelled, Ordering::Relaxed);
+        self.counters.expired.fetch_add(expired, Ordering::Relaxed);
     }
 
     /// Takes a step's outcome apart.
-    fn apply(&mut self, outcome: Outcome) -> Result<()> {
+    fn apply(&mut self, outcome: Outcome, now: Instant) -> Result<()> {
         let jobs = self.schedule.running.len();
         let mut ends: Vec<Option<End>> = (0..jobs).map(|_| None).collect();
-        for &(at, computed) in &self.schedule.fed {
-            self.schedule.running[at].computed = computed;
-        }
+        self.count_fed(now);
         self.apply_texts(&outcome.text, &mut ends);
         self.apply_searches(&outcome.sids, &mut ends)?;
         self.share_prefixes(&ends);
@@ -208,13 +210,34 @@ impl Wheel {
             let job = self.schedule.running.remove(at);
             close_searches(&job, &mut *self.device);
             let (counter, event) = match *end {
-                Ok(answer) => (&self.counters.finished, Event::Finished(Box::new(answer))),
+                Ok(mut answer) => {
+                    answer.timing = job.timing(now);
+                    if !matches!(job.request.task, Task::Text(_)) {
+                        let tokens = answer.usage.completion_tokens as u64;
+                        self.counters.generation_tokens.fetch_add(tokens, Ordering::Relaxed);
+                    }
+                    (&self.counters.finished, Event::Finished(Box::new(answer)))
+                }
                 Err(error) => (&self.counters.failed, Event::Failed(error)),
             };
             counter.fetch_add(1, Ordering::Relaxed);
             job.events.push(event);
         }
         Ok(())
+    }
+
+    /// Notes what the step has put into the cache, and whose prompts are through.
+    fn count_fed(&mut self, now: Instant) {
+        for &(at, computed) in &self.schedule.fed {
+            let job = &mut self.schedule.running[at];
+            job.computed = computed;
+            if computed == job.tokens.len() && job.fed.is_none() {
+                job.fed = Some(now);
+                let cached = job.cached_tokens.unwrap_or(0) as u64;
+                self.counters.prompt_tokens.fetch_add(job.prompt_len as u64, Ordering::Relaxed);
+                self.counters.cached_tokens.fetch_add(cached, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Registers the blocks of jobs that were just fed to the end, now that their last row is known to be sound.
@@ -227,7 +250,7 @@ impl Wheel {
             if sound && whole && crossed {
                 let tokens = &job.tokens[..computed.min(job.shareable())];
                 let (pool, blocks) = (&self.schedule.pool, job.table.blocks());
-                job.registered = pool.register_more(0, tokens, blocks, job.registered);
+                job.registered = pool.register_more(job.tenant, tokens, blocks, job.registered);
             }
         }
     }
@@ -241,7 +264,7 @@ impl Wheel {
                     ends[at] = if outcome.fault {
                         Some(Box::new(Err(fault(job))))
                     } else {
-                        take_token(job, outcome, opener)
+                        take_token(job, outcome, opener, &self.counters)
                     };
                 }
                 Owner::Choice { job: at, branch } => {
@@ -298,215 +321,8 @@ impl Wheel {
     }
 }
 
-fn fault(job: &Job) -> Error {
-    Error::Numeric(format!(
-        "the model gave logits that are not numbers after {} tokens of the answer",
-        job.answer_len()
-    ))
-}
-
-/// Takes the next token of a text; the answer, if it ended.
-fn take_token(job: &mut Job, outcome: &TextOutcome, opener: Option<TokenId>) -> Option<End> {
-    let (Task::Text(task), Some(text)) = (&job.request.task, &mut job.text) else { return None };
-    let token = outcome.token;
-    job.tokens.push(token);
-    text.record(outcome);
-    let used = job.tokens.len() - job.prompt_len;
-    let mut ended = Ended::Not;
-    if task.spans.is_some() && Some(token) == opener {
-        if used == task.max_tokens {
-            // A budget that ends inside a span removes the open span.
-            job.tokens.pop();
-            text.remove_opener();
-            ended = Ended::Length;
-        }
-    } else if task.end.contains(&token) {
-        ended = Ended::Stop;
-    } else {
-        let delta = text.show(token);
-        if delta.stopped {
-            ended = Ended::Stop;
-        } else if used == task.max_tokens {
-            ended = Ended::Length;
-        }
-        send_text(&job.events, delta.text);
-    }
-    end_text(job, ended)
-}
-
-fn send_text(events: &EventSender, text: String) {
-    if !text.is_empty() && events.push(Event::Text(text)) == Pushed::Unwanted {
-        tracing::debug!("the reader of an answer is gone");
-    }
-}
-
-fn end_text(job: &mut Job, ended: Ended) -> Option<End> {
-    let finish_reason = match ended {
-        Ended::Not => return None,
-        Ended::Stop => FinishReason::Stop,
-        Ended::Length => FinishReason::Length,
-    };
-    let mut text = job.text.take()?;
-    let delta = text.flush();
-    send_text(&job.events, delta.text);
-    let (content, logprobs) = text.into_parts();
-    let mut answer = answer(job, finish_reason);
-    answer.content = Some(content);
-    answer.usage.completion_tokens = job.answer_len();
-    answer.token_ids = job.request.return_token_ids.then(|| job.tokens[job.prompt_len..].to_vec());
-    answer.logprobs = logprobs;
-    if let Task::Text(task) = &job.request.task {
-        answer.score = task.spans.as_ref().map(|spans| spans.normalizer);
-    }
-    Some(Box::new(Ok(answer)))
-}
-
-/// Commits one of a span's finished paths; the answer, if it ended.
-fn commit_span(job: &mut Job, layout: &Layout, mut paths: Vec<Path>, counters: &Counters) -> Option<End> {
-    let Task::Text(task) = &job.request.task else { return None };
-    let (spans, view) = (task.spans.as_ref()?, job.request.view.clone()?);
-    let text = job.text.as_mut()?;
-    let used = job.tokens.len() - job.prompt_len;
-    let naming = Naming { view: &view, gate: &job.request.gate, counters };
-    // What was taken down meanwhile does not compete: another item goes with the text just as well.
-    paths.retain(|path| {
-        view.items(text.alive(), path.item_type, path.sid, &path.codes)
-            .any(|item| !job.request.gate.deny.contains(item.id()))
-    });
-    let chosen = choose(&paths, task.sampling.temperature, task.sampling.seed, used as u64);
-    let named = chosen.and_then(|path| Some((path, naming.best(text.alive(), path)?)));
-    let budget = task.max_tokens - used;
-    let Some((path, item)) = named.filter(|(path, _)| path.codes.len() < budget) else {
-        // Either the budget ends inside the span, or a prompt that ends with an opener left nothing to name.
-        let spent = chosen.is_some();
-        if job.tokens.len() > job.prompt_len {
-            job.tokens.pop();
-            text.remove_opener();
-        }
-        return end_text(job, if spent { Ended::Length } else { Ended::Stop });
-    };
-    let mut codes: Vec<(TokenId, f32)> = Vec::with_capacity(path.codes.len() + 1);
-    let levels = &layout.types[path.item_type.index()].levels;
-    for ((&code, level), &logprob) in path.codes.iter().zip(levels).zip(&path.levels) {
-        codes.push((level.token(code), logprob));
-    }
-    codes.extend(layout.close.map(|close| (close, 0.0)));
-    let before = text.flush();
-    send_text(&job.events, before.text);
-    if before.stopped {
-        // The text before the span completes a stop string: there the answer ends, without the opener.
-        if job.tokens.len() > job.prompt_len {
-            job.tokens.pop();
-            text.remove_opener();
-        }
-        return end_text(job, Ended::Stop);
-    }
-    job.tokens.extend(codes.iter().map(|(token, _)| token));
-    if !spans.allow_repeats {
-        text.forbid(&view, path);
-    }
-    counters.items.fetch_add(1, Ordering::Relaxed);
-    text.add_item(item.clone(), &codes);
-    job.events.push(Event::Item(item));
-    let ended = if codes.len() == budget { Ended::Length } else { Ended::Not };
-    end_text(job, ended)
-}
-
-/// The path that a span commits: the best, or one drawn from softmax(score / temperature).
-fn choose(paths: &[Path], temperature: f32, seed: u64, draw: u64) -> Option<&Path> {
-    let best = paths.first()?;
-    if temperature == 0.0 {
-        return Some(best);
-    }
-    let weight = |path: &Path| (f64::from(path.score - best.score) / f64::from(temperature)).exp();
-    let total: f64 = paths.iter().map(weight).sum();
-    let mut left = Noise::new(seed, draw, COMMIT).uniform(0) * total;
-    paths
-        .iter()
-        .find(|path| {
-            left -= weight(path);
-            left <= 0.0
-        })
-        .or(Some(best))
-}
-
-/// The ranked list of an `items` request.
-fn items(job: &Job, task: &ItemsTask, paths: &[Vec<Path>], counters: &Counters) -> Answer {
-    let mut answer = answer(job, FinishReason::Stop);
-    answer.score = Some(task.normalizer);
-    let Some(view) = &job.request.view else { return answer };
-    let naming = Naming { view, gate: &job.request.gate, counters };
-    let ranked = naming.rank(task, paths, job.request.logprobs.is_some());
-    counters.exhausted.fetch_add(u64::from(ranked.exhausted), Ordering::Relaxed);
-    answer.exhausted = Some(ranked.exhausted);
-    answer.exhausted_types = ranked.exhausted_types;
-    answer.usage.completion_tokens = ranked.items.iter().map(|item: &AnswerItem| item.sid.len()).sum();
-    answer.items = Some(ranked.items);
-    answer
-}
-
-fn take_choice_token(job: &mut Job, branch: usize, logprob: f32) {
-    let Task::Choice(task) = &job.request.task else { return };
-    if let Phase::Context = job.phase {
-        let branch = |tokens: &Vec<TokenId>| Branch { table: None, score: 0.0, done: tokens.len() == 1 };
-        job.phase = Phase::Choice(task.tokens.iter().map(branch).collect());
-    }
-    if let Phase::Choice(branches) = &mut job.phase {
-        branches[branch].score += logprob;
-        // The step that used the branch's blocks is over.
-        branches[branch].table = None;
-    }
-}
-
-/// The answer of a `choice` request whose strings are all scored.
-fn finish_choice(job: &mut Job) -> Option<Answer> {
-    let (Task::Choice(task), Phase::Choice(branches)) = (&job.request.task, &job.phase) else { return None };
-    if !branches.iter().all(|branch| branch.done) {
-        return None;
-    }
-    let best = branches.iter().map(|branch| branch.score).fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f64> = branches.iter().map(|branch| f64::from(branch.score - best).exp()).collect();
-    let total: f64 = weights.iter().sum();
-    let mut choices: Vec<ChoiceScore> = task
-        .texts
-        .iter()
-        .zip(branches)
-        .zip(&weights)
-        .map(|((text, branch), weight)| ChoiceScore {
-            text: text.clone(),
-            score: branch.score,
-            probability: (weight / total) as f32,
-        })
-        .collect();
-    // Stable: equal scores stay in the request's order.
-    choices.sort_by(|a, b| b.score.total_cmp(&a.score));
-    let mut answer = answer(job, FinishReason::Stop);
-    answer.usage.completion_tokens = task.tokens.iter().map(Vec::len).sum();
-    answer.choices = Some(choices);
-    Some(answer)
-}
-
-/// The frame that all answers share.
-fn answer(job: &Job, finish_reason: FinishReason) -> Answer {
-    Answer {
-        id: job.request.id.clone(),
-        snapshot: job.request.view.as_ref().map(|view| view.name().to_owned()),
-        output: job.request.output,
-        finish_reason,
-        score: None,
-        exhausted: None,
-        exhausted_types: Vec::new(),
-        items: None,
-        content: None,
-        choices: None,
-        token_ids: None,
-        logprobs: None,
-        dropped: job.request.dropped.clone(),
-        usage: Usage {
-            prompt_tokens: job.prompt_len,
-            cached_tokens: job.cached_tokens.unwrap_or(0),
-            completion_tokens: 0,
-            beam_rows: job.beam_rows,
-        },
-    }
+fn late(job: &Job, now: Instant) -> Error {
+    let state = if job.admitted.is_some() { "it ran" } else { "it waited" };
+    let waited = now.saturating_duration_since(job.submitted).as_millis();
+    Error::Deadline(format!("the request was dropped {waited} ms after it was submitted, while {state}"))
 }

@@ -92,6 +92,11 @@ impl Tokenizer {
         self.pipeline.inner.id_to_token(token.0)
     }
 
+    /// The bytes that a token adds to a text, those of a token that is never shown included; empty for an id without an entry.
+    pub fn token_bytes(&self, token: TokenId) -> &[u8] {
+        self.table.bytes(token.0)
+    }
+
     /// The highest id plus one; ids below it may have no entry, see [`has`](Tokenizer::has).
     pub fn vocab_size(&self) -> usize {
         self.vocab_size

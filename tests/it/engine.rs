@@ -1,22 +1,60 @@
 //! The engine's thread without a model: random schedules on the hash device, whose answers depend on every cached token.
 
+mod events;
+mod health;
+mod queue;
+mod turnstile;
+
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
+use futures_core::Stream;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use serde_json::{Value, json};
 use sidereal::Error;
 use sidereal::device::hash::HashDevice;
 use sidereal::device::ops::Device;
-use sidereal::engine::{Answer, Engine, EngineBuilder, EngineParts, Event, EventStream, Request, Turn};
+use sidereal::engine::{
+    Answer, BlockCounts, Engine, EngineBuilder, EngineParts, Event, EventStream, Request, Submission, Turn,
+};
 use sidereal::kv::BLOCK_TOKENS;
 
 /// Bytes of a cache block of the tiny model: 2 layers, one key/value head of 32.
 fn block_bytes(builder: &EngineBuilder) -> usize {
     let shape = builder.model_ref().shape();
     2 * shape.layers * shape.kv_heads * shape.head_dim * 4 * BLOCK_TOKENS
+}
+
+/// Waits for a condition, a minute at most.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < end, "no sign of {what} for a minute");
+        std::thread::yield_now();
+    }
+}
+
+/// The next event, if it is there.
+fn next_now(stream: &mut EventStream) -> Option<sidereal::Result<Event>> {
+    match Pin::new(stream).poll_next(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(event) => event,
+        Poll::Pending => None,
+    }
+}
+
+/// Whether an answer is complete; reads what is there of it.
+fn ended(stream: &mut EventStream) -> bool {
+    loop {
+        match Pin::new(&mut *stream).poll_next(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(_)) => {}
+            Poll::Ready(None) => return true,
+            Poll::Pending => return false,
+        }
+    }
 }
 
 fn hash_engine(blocks: usize, rows: usize) -> (EngineParts, Arc<AtomicUsize>) {
@@ -97,6 +135,7 @@ struct Schedule<'a> {
     answers: &'a [Value],
     live: Vec<(usize, EventStream)>,
     cancelled: usize,
+    expired: usize,
 }
 
 impl Schedule<'_> {
@@ -105,7 +144,13 @@ impl Schedule<'_> {
         while left > 0 || parts.wheel.jobs() > 0 {
             if left > 0 && self.random.random_bool(0.6) {
                 let which = self.random.random_range(0..self.requests.len());
-                self.live.push((which, parts.submit(&self.requests[which]).expect("valid")));
+                let soon = Instant::now() + Duration::from_micros(self.random.random_range(0..400));
+                let deadline = self.random.random_bool(0.05).then_some(soon);
+                let submission = Submission { tenant: self.random.random_range(0..2), deadline };
+                match parts.submit_with(&self.requests[which], submission) {
+                    Ok(stream) => self.live.push((which, stream)),
+                    Err(error) => assert!(matches!(error, Error::Deadline(_)), "{error}"),
+                }
                 left -= 1;
             }
             if !self.live.is_empty() && self.random.random_bool(0.04) {
@@ -118,10 +163,21 @@ impl Schedule<'_> {
             let pool = parts.wheel.pool();
             assert_eq!(pool.free + pool.used + pool.cached + pool.pending, pool.total);
             assert_eq!(pool.pending, 0, "no step is in flight");
+            let load = parts.load();
+            assert_eq!(load.waiting_requests + load.running_requests, parts.wheel.jobs());
+            assert_eq!(load.blocks, BlockCounts { total: pool.total, used: pool.used, cached: pool.cached });
         }
         assert_eq!(parts.wheel.pool().used, 0, "blocks leak");
+        let load = parts.load();
+        assert_eq!((load.waiting_requests, load.waiting_rows, load.waiting_tokens), (0, 0, 0));
         for (which, stream) in self.live.drain(..) {
-            let answer = essence(&stream.wait().expect("an answer"));
+            let answer = match stream.wait() {
+                Err(Error::Deadline(_)) => {
+                    self.expired += 1;
+                    continue;
+                }
+                answer => essence(&answer.expect("an answer")),
+            };
             assert_eq!(answer, self.answers[which], "request {:?}", self.requests[which]);
         }
     }
@@ -133,7 +189,7 @@ fn ten_thousand_random_schedules_leak_nothing_and_change_no_answer() {
     let requests: Vec<Request> =
         (0..300).map(|_| Request::from_json(&request(&mut random).to_string()).expect("a request")).collect();
     let answers = run_alone(&requests);
-    let (mut preemptions, mut cancelled, mut cached) = (0, 0, 0);
+    let (mut preemptions, mut cancelled, mut expired, mut cached) = (0, 0, 0, 0);
     for round in 0..40 {
         // From barely enough for the largest request to plenty.
         let (mut parts, open) = hash_engine(11 + round % 12, 48 + round % 3 * 40);
@@ -144,16 +200,19 @@ fn ten_thousand_random_schedules_leak_nothing_and_change_no_answer() {
                 answers: &answers,
                 live: Vec::new(),
                 cancelled: 0,
+                expired: 0,
             };
             schedule.run(&mut parts);
             assert_eq!(open.load(Ordering::Relaxed), 0, "searches leak");
             cancelled += schedule.cancelled;
+            expired += schedule.expired;
         }
         preemptions += parts.counters.preemptions.load(Ordering::Relaxed);
         cached += parts.wheel.pool().cached;
     }
     assert!(preemptions > 500, "only {preemptions} preemptions: the pools are too large to test them");
     assert!(cancelled > 1000, "only {cancelled} cancellations");
+    assert!(expired > 100, "only {expired} deadlines");
     assert!(cached > 0, "the prefix cache is not in use");
 }
 

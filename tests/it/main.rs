@@ -11,6 +11,8 @@ mod engine;
 mod filters;
 mod golden;
 mod grounded_small;
+#[cfg(feature = "server")]
+mod http;
 #[cfg(any(feature = "cuda", feature = "emulated"))]
 mod kernels;
 mod kv;

@@ -3,7 +3,7 @@
 #[path = "requests/random.rs"]
 mod random;
 #[path = "requests/table.rs"]
-mod table;
+pub mod table;
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn check(engine: &Engine, json: &str) -> Result<ValidatedRequest, Error> {
     engine.validate(&Request::from_json(json)?)
 }
 
-fn json_of(base: Base, fields: &str) -> String {
+pub fn json_of(base: Base, fields: &str) -> String {
     let prompt = match base {
         Base::Bare => return format!("{{{fields}}}"),
         Base::Text => r#""prompt":"hello""#,

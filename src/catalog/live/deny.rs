@@ -2,13 +2,20 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock, Weak};
+
+/// Told when ids have been denied, before the call that denies them returns: for those who have items on their way to a reader.
+pub trait DenyWatcher: Send + Sync + std::fmt::Debug {
+    /// The list has become longer.
+    fn denied(&self, list: &DenyList);
+}
 
 /// Ids that no answer may name, effective at once.
 #[derive(Debug, Default)]
 pub struct DenyList {
     ids: RwLock<HashSet<Box<str>>>,
     len: AtomicUsize,
+    watchers: Mutex<Vec<Weak<dyn DenyWatcher>>>,
 }
 
 impl DenyList {
@@ -35,6 +42,19 @@ impl DenyList {
         let mut ids: Vec<String> = ids.iter().map(|id| id.to_string()).collect();
         ids.sort_unstable();
         ids
+    }
+
+    /// Has a watcher told of every denial from now on, as long as it lives.
+    pub fn watch(&self, watcher: Weak<dyn DenyWatcher>) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.retain(|watcher| watcher.strong_count() > 0);
+        watchers.push(watcher);
+    }
+
+    /// Tells the watchers.
+    pub(super) fn tell(&self) {
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.denied(self));
     }
 
     /// Changes the list; readers see the whole change or nothing of it.

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
-pub use self::deny::DenyList;
+pub use self::deny::{DenyList, DenyWatcher};
 use self::journal::{Journal, derive};
 use self::residents::Residents;
 
@@ -46,6 +46,7 @@ impl Default for LiveLimits {
 }
 
 /// What a change of the catalog came to.
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Change {
     /// Name of the view that requests get from now on.
@@ -59,6 +60,7 @@ pub struct Change {
 }
 
 /// Counts of a live catalog.
+#[cfg_attr(feature = "server", derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct LiveStats {
     /// Name of the current view.
@@ -226,6 +228,7 @@ impl LiveCatalog {
             list.extend(new.iter().map(|&id| id.into()));
             Ok(new)
         })?;
+        self.deny.tell();
         let mut state = lock(&self.state);
         let state = &mut *state;
         for (t, rank) in new.iter().filter_map(|id| state.base.find(id)) {

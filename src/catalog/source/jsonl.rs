@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::plan::{Assembly, Plan, Use};
+use super::mapping::Mapping;
+use super::plan::{Parts, Assembly, Plan, Use};
 use super::{BadRow, MAX_ROW, PIECE, Row, RowPlace, RowReader};
 use crate::catalog::ItemRecord;
 use crate::error::{Error, Result};
@@ -96,6 +97,19 @@ fn parse(line: &[u8], plan: &Plan) -> Result<ItemRecord, BadRow> {
         plan.unreadable(format!("column {}: {message}", error.column()))
     })?;
     let mut assembly = Assembly::new(plan);
+    for (name, value) in fields {
+        assembly.put(&name, plan.use_of(&name), value);
+    }
+    assembly.finish()
+}
+
+/// Reads one item from the fields of a line as a source without a mapping has it.
+///
+/// # Errors
+/// What is wrong with the item.
+pub(super) fn item(fields: serde_json::Map<String, Value>) -> Result<ItemRecord, BadRow> {
+    let plan = Plan::new(&Mapping::default(), Parts::All, false);
+    let mut assembly = Assembly::new(&plan);
     for (name, value) in fields {
         assembly.put(&name, plan.use_of(&name), value);
     }

@@ -103,6 +103,14 @@ pub struct Row {
     pub record: Result<ItemRecord, BadRow>,
 }
 
+/// Reads one item from the fields that a line of JSON without a mapping has: `id`, `type`, `title`, `popularity`, `sid`; all others are attributes.
+///
+/// # Errors
+/// What is wrong with the item.
+pub fn item_from_fields(fields: serde_json::Map<String, serde_json::Value>) -> Result<ItemRecord, BadRow> {
+    jsonl::item(fields)
+}
+
 /// One format: gives rows in order.
 trait RowReader: Send {
     /// The next rows, `None` at the end.

@@ -75,7 +75,24 @@ impl Frontend {
         if let Some(filter) = filter {
             view.check_filter(filter, &types)?;
         }
+        self.check_attributes(request, view, &types)?;
         let alive = view.alive(&types, filter, allow.as_ref(), exclude.as_ref());
         Ok(Grounding { view, alive })
+    }
+
+    /// Whether items of these types have the attributes that the request wants back.
+    fn check_attributes(&self, request: &Request, view: &View, types: &[TypeId]) -> Result<()> {
+        let names = request.return_attributes.as_deref().unwrap_or_default();
+        at_most("return_attributes", names.len(), self.limits.list)?;
+        let has = |name: &str| {
+            let parts = std::iter::once(view.base()).chain(view.delta());
+            parts.into_iter().any(|part| types.iter().any(|&t| part.column(t, name).is_some()))
+        };
+        let Some(i) = names.iter().position(|name| !has(name)) else { return Ok(()) };
+        let types: Vec<String> = types.iter().map(|t| format!("`{}`", view.types()[t.index()])).collect();
+        Err(Error::invalid(
+            format!("return_attributes[{i}]"),
+            format!("no item of {} has an attribute `{}`", types.join(", "), names[i]),
+        ))
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::gate::Gate;
 use super::prompt::Room;
 use super::request::{Collisions, Output, Request};
+use super::status::Weight;
 use crate::catalog::{Alive, FilterLimits, Layout, LiveCatalog, Predicate, View};
 use crate::device::ops::{Normalizer, Sampling};
 use crate::error::{Error, Result};
@@ -23,6 +24,9 @@ use crate::kv::BLOCK_TOKENS;
 use crate::model::Adapter;
 use crate::text::Tokenizer;
 
+/// What the answer of a text counts at most towards its share of the work: budgets are seldom used up.
+const MOST_ANSWER_COST: usize = 256;
+
 /// Bounds on requests. Defaults suit a server on one machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -30,7 +34,7 @@ pub struct Limits {
     pub beam_width: usize,
     /// Ids in `allow` and in `exclude`. Default 100,000.
     pub item_ids: usize,
-    /// Stop strings, stop tokens, boosts. Default 64.
+    /// Stop strings, stop tokens, boosts, returned attributes. Default 64.
     pub list: usize,
     /// Strings of a `choice`. Default 256.
     pub choices: usize,
@@ -87,13 +91,49 @@ pub struct ValidatedRequest {
     pub(super) task: Task,
     pub(super) logprobs: Option<u32>,
     pub(super) return_token_ids: bool,
+    /// Attributes to return with the items.
+    pub(super) attributes: Option<Vec<String>>,
     pub(super) dropped: BTreeMap<&'static str, usize>,
+    /// Levels of the deepest requested type.
+    pub(super) depth: usize,
+    /// Rows that it occupies at most in a step once its prompt is fed.
+    pub(super) rows: usize,
 }
 
 impl ValidatedRequest {
     /// The prompt's tokens as the model gets them, the opener of an `items` answer included; soft tokens read 0.
     pub fn tokens(&self) -> &[TokenId] {
         &self.tokens
+    }
+
+    /// Tokens of the prompt, the opener of an `items` answer included.
+    pub fn prompt_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Rows that the request occupies at most in a step once its prompt is fed: its beams, or 1 for text.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// What the answer consists of.
+    pub fn output(&self) -> Output {
+        self.output
+    }
+
+    /// A number that tells the request's filter from others, if it has one ([`crate::catalog::Filter::digest`]).
+    pub fn filter_digest(&self) -> Option<u64> {
+        self.gate.filter.as_ref().map(|filter| filter.digest())
+    }
+
+    /// What the request weighs in the queue.
+    pub(super) fn weight(&self) -> Weight {
+        let answer = match &self.task {
+            Task::Items(_) => self.rows * self.depth,
+            Task::Text(task) => task.max_tokens.min(MOST_ANSWER_COST),
+            Task::Choice(task) => task.tokens.iter().map(Vec::len).sum(),
+        };
+        Weight { rows: self.rows, tokens: self.tokens.len(), cost: (self.tokens.len() + answer) as u64 }
     }
 }
 
@@ -123,6 +163,34 @@ pub(super) struct ItemsSearch {
     pub n: usize,
     pub widths: Vec<u32>,
     pub alive: Alive,
+}
+
+impl Task {
+    /// Levels of the deepest requested type.
+    fn depth(&self, view: Option<&View>) -> usize {
+        let Some(view) = view else { return 0 };
+        let levels = |alive: &Alive| alive.types.iter().map(|(t, _)| view.levels(*t)).max().unwrap_or(0);
+        match self {
+            Task::Items(task) => task.searches.iter().map(|s| levels(&s.alive)).max().unwrap_or(0),
+            Task::Text(task) => task.spans.as_ref().map_or(0, |s| levels(&s.alive)),
+            Task::Choice(_) => 0,
+        }
+    }
+
+    /// Rows of a step once the prompt is fed, at most.
+    fn rows(&self, depth: usize) -> usize {
+        match self {
+            Task::Items(task) => task.searches.iter().map(|s| widest(&s.widths)).sum::<usize>().max(1),
+            // After a span its codes and closer are fed together.
+            Task::Text(task) => task.spans.as_ref().map_or(1, |s| (s.width as usize).max(depth + 2)),
+            Task::Choice(task) => task.tokens.iter().map(Vec::len).max().unwrap_or(1) + BLOCK_TOKENS,
+        }
+    }
+}
+
+/// The widest level of a beam.
+pub(super) fn widest(widths: &[u32]) -> usize {
+    widths.iter().copied().max().unwrap_or(0) as usize
 }
 
 /// Generated text, with items if `spans` says so.
@@ -236,9 +304,13 @@ impl Frontend {
             Task::Text(text) => text.max_tokens = text.max_tokens.min(room.positions - tokens.len()),
             Task::Choice(_) => {}
         }
+        let depth = task.depth(view.as_deref());
         Ok(ValidatedRequest {
             id: request.id.clone(),
             output,
+            depth,
+            rows: task.rows(depth),
+            attributes: request.return_attributes.clone(),
             tokens,
             soft: prompt.soft,
             gate: Gate { filter, deny: live.map(|live| live.deny_list().clone()).unwrap_or_default() },

@@ -62,6 +62,8 @@ impl Frontend {
                 allow_repeats: request.allow_repeats.unwrap_or(false),
             })
         } else {
+            let given = [("return_attributes", request.return_attributes.is_some())];
+            forbid(&given, "output text", "it names no items")?;
             // Text alone names no item, but a misspelt type is one all the same.
             let given = [
                 request.item_types.is_some(),
@@ -160,6 +162,7 @@ impl Frontend {
             ("repetition_penalty", request.repetition_penalty.is_some()),
             ("presence_penalty", request.presence_penalty.is_some()),
             ("frequency_penalty", request.frequency_penalty.is_some()),
+            ("return_attributes", request.return_attributes.is_some()),
         ];
         let why = "nothing is generated, the strings are scored";
         forbid(&generated, "choice", why)?;

@@ -1,0 +1,169 @@
+//! `POST /v1/batch`: lines of JSON in, lines of JSON out, in order, as they are ready.
+//!
+//! The body is read as its answers are taken, so that files of any length pass through bounded memory: at most [`AHEAD`] lines are in work.
+//! An overloaded engine makes a batch wait; its lines are not refused. A client that was cut off counts the lines that it has got and sends
+//! the same file again with `?skip=N`.
+
+mod lines;
+mod work;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, ready};
+
+use axum::Extension;
+use axum::body::{Body, HttpBody};
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use bytes::{Bytes, BytesMut};
+use hyper::body::Frame;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use self::work::{Line, answer};
+use super::app::App;
+use super::error::ApiError;
+use super::observe::Context;
+use super::reply::Fence;
+
+/// Lines in work at one time: enough to fill the engine's batches.
+const AHEAD: usize = 64;
+
+/// Where to begin.
+#[derive(Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BatchQuery {
+    /// Lines that were answered already.
+    #[serde(default)]
+    skip: u64,
+}
+
+/// A line in work; dropping it cancels the work.
+struct Work(JoinHandle<Line>);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// `POST /v1/batch`.
+pub(super) async fn batch(
+    State(app): State<Arc<App>>,
+    Extension(context): Extension<Arc<Context>>,
+    query: Result<Query<BatchQuery>, axum::extract::rejection::QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let Query(BatchQuery { skip }) = query.map_err(|error| ApiError::invalid("query", error.body_text()))?;
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let media = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    if !["application/jsonl", "application/x-ndjson", "application/json"].contains(&media.as_str()) {
+        let message = format!("Content-Type is {kind:?}; expected application/jsonl");
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", message));
+    }
+    // A request is answered while it is read: the deadline is each line's own.
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let fence = Fence { wire: context.wire.clone(), deny: app.deny_list().cloned() };
+    tokio::spawn(read(app, context, body, skip, sender));
+    let answers = Answers { lines: receiver, next: None, fence };
+    let mut response = Response::new(Body::new(answers));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/jsonl"));
+    Ok(response)
+}
+
+/// Reads lines and has them worked on; ends when the reader of the answers is gone.
+async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, lines: mpsc::Sender<Work>) {
+    let mut rest = BytesMut::new();
+    let mut number = 0u64;
+    loop {
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+        let frame = tokio::select! {
+            frame = timeout(app.options.idle_timeout, frame) => frame,
+            () = lines.closed() => return,
+        };
+        let (data, end) = match frame {
+            Ok(Some(Ok(frame))) => (frame.into_data().unwrap_or_default(), false),
+            Ok(None) => (Bytes::new(), true),
+            // Whoever broke off will not read an explanation.
+            Ok(Some(Err(_))) | Err(_) => return,
+        };
+        let from = rest.len();
+        rest.extend_from_slice(&data);
+        let mut searched = from;
+        while let Some(at) = rest[searched..].iter().position(|&byte| byte == b'\n') {
+            let line = rest.split_to(searched + at + 1).freeze();
+            searched = 0;
+            if !hand_over(&app, &context, line, &mut number, skip, &lines).await {
+                return;
+            }
+        }
+        let bound = app.options.max_body_bytes;
+        if rest.len() > bound {
+            let message = format!("a line of more than the {bound} bytes allowed; the batch ends here");
+            let error = ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "line_too_large", message);
+            let _ = lines.send(Work(tokio::spawn(async move { Line::error(&error) }))).await;
+            return;
+        }
+        if end {
+            let line = rest.split().freeze();
+            hand_over(&app, &context, line, &mut number, skip, &lines).await;
+            return;
+        }
+    }
+}
+
+/// Begins the work on a line. `false`: nobody waits for it.
+async fn hand_over(
+    app: &Arc<App>,
+    context: &Arc<Context>,
+    line: Bytes,
+    number: &mut u64,
+    skip: u64,
+    lines: &mpsc::Sender<Work>,
+) -> bool {
+    if line.trim_ascii().is_empty() {
+        return true;
+    }
+    *number += 1;
+    if *number <= skip {
+        return true;
+    }
+    // First a place in the order, then the work: this is what bounds it.
+    let Ok(place) = lines.reserve().await else { return false };
+    let (app, context) = (Arc::clone(app), Arc::clone(context));
+    place.send(Work(tokio::spawn(async move { answer(&app, &context, line).await })));
+    true
+}
+
+/// The lines of answers, in order.
+struct Answers {
+    lines: mpsc::Receiver<Work>,
+    next: Option<Work>,
+    fence: Fence,
+}
+
+impl HttpBody for Answers {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let this = &mut *self;
+        if this.next.is_none() {
+            this.next = ready!(this.lines.poll_recv(cx));
+        }
+        let Some(work) = &mut this.next else { return Poll::Ready(None) };
+        let line = ready!(Pin::new(&mut work.0).poll(cx));
+        this.next = None;
+        let bug = || Line::error(&ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's"));
+        let Line { mut json, items } = line.unwrap_or_else(|_| bug());
+        json.push(b'\n');
+        Poll::Ready(Some(this.fence.passes(&items).map(|()| Frame::data(json.into()))))
+    }
+}

@@ -36,10 +36,16 @@ fn items_come_and_go() {
 fn snapshots_are_swapped_and_rolled_back() {
     let server = Running::quick();
     let folder = tempfile::tempdir().unwrap();
-    let (file, bad) = (folder.path().join("next.sidcat"), folder.path().join("bad.sidcat"));
-    let mut builder = sidereal::catalog::CatalogBuilder::new(&sidereal::catalog::synthetic::tiny_layout().types);
-    tiny_records().into_iter().take(200).for_each(|record| builder.push(record).unwrap());
-    builder.build().unwrap().write(&file, &mut |_, _| {}).unwrap();
+    let bad = folder.path().join("bad.sidcat");
+    let snapshot = |items: usize| {
+        let file = folder.path().join(format!("{items}.sidcat"));
+        let types = sidereal::catalog::synthetic::tiny_layout().types;
+        let mut builder = sidereal::catalog::CatalogBuilder::new(&types);
+        tiny_records().into_iter().take(items).for_each(|record| builder.push(record).unwrap());
+        builder.build().unwrap().write(&file, &mut |_, _| {}).unwrap();
+        file
+    };
+    let (first, file) = (snapshot(250), snapshot(200));
     let mut bytes = std::fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&bad, bytes).unwrap();
@@ -48,11 +54,14 @@ fn snapshots_are_swapped_and_rolled_back() {
     assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!("file")), "{}", reply.text());
     assert_eq!(post(server.admin, "/admin/catalog/load", &json!({"file": "/none"})).status, 400);
     assert_eq!(get(server.address, "/v1/catalog").json(), before);
-    assert_eq!(post(server.admin, "/admin/catalog/load", &json!({"file": file})).status, 200);
-    assert_eq!(get(server.address, "/v1/catalog").json()["items"], 200);
-    assert_eq!(get(server.admin, "/admin/catalog").json()["swaps"], 1);
+    for (file, items) in [(&first, 250), (&file, 200)] {
+        let reply = post(server.admin, "/admin/catalog/load", &json!({"file": file}));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert_eq!(get(server.address, "/v1/catalog").json()["items"], items);
+    }
+    assert_eq!(get(server.admin, "/admin/catalog").json()["swaps"], 2);
     assert_eq!(post(server.admin, "/admin/catalog/rollback", &json!({})).status, 200);
-    assert_eq!(get(server.address, "/v1/catalog").json()["items"], 300);
+    assert_eq!(get(server.address, "/v1/catalog").json()["items"], 250);
     server.end();
 }
 

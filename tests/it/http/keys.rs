@@ -85,7 +85,7 @@ fn nothing_is_open_without_a_key() {
 #[test]
 fn keys_open_their_own_listener_and_the_admins_both() {
     let (server, _file) = server();
-    let bearer = |key| format!("Bearer {key}");
+    let bearer = |key: &str| format!("Bearer {key}");
     let call = |address, path: &str, key: &str| {
         Client::connect(address).call("GET", path, &[("authorization", &bearer(key))], b"").status
     };

@@ -19,7 +19,9 @@ fn the_native_route_gives_what_the_library_gives() {
     assert!(timings["total_ms"].as_f64().unwrap() > 0.0, "{timings}");
     let mut request = Request::from_json(&body.to_string()).unwrap();
     request.output = Some(Output::Items);
-    let mut expected = serde_json::to_value(server.engine.generate(&request).unwrap()).unwrap();
+    // By way of the text: a value would widen the scores.
+    let expected = serde_json::to_string(&server.engine.generate(&request).unwrap()).unwrap();
+    let mut expected: Value = serde_json::from_str(&expected).unwrap();
     // The second of two equal requests finds the first one's prompt.
     (found["usage"]["cached_tokens"], expected["usage"]["cached_tokens"]) = (0.into(), 0.into());
     assert_eq!(found, expected);
@@ -31,7 +33,9 @@ fn the_native_route_gives_what_the_library_gives() {
 #[test]
 fn streams_say_the_same_as_whole_answers() {
     let server = Running::quick();
-    let body = json!({"prompt": "hello", "output": "mixed", "max_tokens": 200, "seed": 11, "temperature": 1.5});
+    let mixed = |seed| json!({"prompt": "hello", "output": "mixed", "max_tokens": 200, "seed": seed, "ignore_eos": true});
+    let names = |body: &Value| post(server.address, "/v1/items", body).text().contains("\"type\":\"item\"");
+    let body = (0..200).map(mixed).find(names).expect("a seed whose answer names an item");
     let whole = post(server.address, "/v1/items", &body).json();
     let events = [("accept", "text/event-stream")];
     let reply = Client::connect(server.address).call("POST", "/v1/items", &events, body.to_string().as_bytes());
@@ -55,7 +59,6 @@ fn streams_say_the_same_as_whole_answers() {
         parts.iter().filter(|part| part["type"] == kind).map(|part| part[key].clone()).collect()
     };
     assert_eq!(items, of("item", "id"));
-    assert!(!items.is_empty(), "the seed is to name an item");
     assert_eq!(text, of("text", "text").iter().map(|text| text.as_str().unwrap()).collect::<String>());
 
     let chat = json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 40, "seed": 3, "stream": true,
@@ -183,8 +186,9 @@ fn the_openapi_document_names_every_route_and_nothing_else() {
                     continue;
                 }
                 let mut client = Client::connect(address);
-                let status = client.call(&method.to_uppercase(), &concrete, &[], b"").status;
-                assert!(![404, 405].contains(&status) || concrete.contains("catalog/item"), "{method} {path}: {status}");
+                let reply = client.call(&method.to_uppercase(), &concrete, &[], b"");
+                let missing = reply.status == 405 || reply.text().contains("no such route");
+                assert!(!missing, "{method} {path}: {}", reply.text());
             }
         }
         // Every reference leads somewhere.

@@ -31,7 +31,7 @@ pub use answer::{
     Answer, AnswerItem, AnswerPart, Attributes, ChoiceScore, Event, FinishReason, Timing, TokenLogprob, Usage,
 };
 pub use builder::EngineBuilder;
-pub use channel::{EventStream, MAX_UNREAD_BYTES};
+pub use channel::{EventStream, MAX_UNREAD_BYTES, Waited};
 pub use counters::Counters;
 pub use handle::Engine;
 #[doc(hidden)]

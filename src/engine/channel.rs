@@ -222,9 +222,8 @@ impl EventStream {
                 return event.map_or(Waited::Ended, Waited::Event);
             }
             // Beyond the clock's end: a year at a time.
-            let left = deadline.map_or(Duration::from_secs(31_536_000), |end| {
-                end.saturating_duration_since(Instant::now())
-            });
+            let left = deadline
+                .map_or(Duration::from_secs(31_536_000), |end| end.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 return Waited::TimedOut;
             }

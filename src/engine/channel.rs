@@ -202,6 +202,7 @@ impl EventStream {
 
 /// What a wait of bounded length came to.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "made and taken apart at once")]
 pub enum Waited {
     /// An event, or what ended the request instead of an answer.
     Event(Result<Event>),

@@ -302,7 +302,7 @@ impl ServeBench {
         };
         let items = match verifier.catalogs() {
             [] => client.items(&content.item_types),
-            catalogs => Ok(setup::items_of(&catalogs[0], &content.item_types, load.seed)),
+            catalogs => Ok(setup::items_of(catalogs, &content.item_types, load.seed)),
         };
         let items = match (items, mix.kinds().any(Kind::needs_items)) {
             (Ok(items), true) if items.is_empty() => {

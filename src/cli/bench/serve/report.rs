@@ -218,7 +218,7 @@ impl Report {
     }
 
     fn heading(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Config { url, concurrency, rate, verify_items, .. } = &self.config;
+        let Config { url, concurrency, rate, .. } = &self.config;
         let Counts { sent, done, refused, errors, cancelled, .. } = self.counts;
         let seconds = self.elapsed_s;
         match rate {
@@ -247,6 +247,11 @@ impl Report {
         };
         let statuses: Vec<String> = self.statuses.iter().map(named).collect();
         writeln!(f, "status      {}", statuses.join("  "))?;
+        self.amounts(f)
+    }
+
+    fn amounts(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let count = |count: u64| HumanCount(count).to_string();
         if self.counts.completion_tokens > 0 {
             let Counts { prompt_tokens, cached_tokens, .. } = self.counts;
             let cached = cached_tokens as f64 / (prompt_tokens.max(1)) as f64;
@@ -258,9 +263,9 @@ impl Report {
                 cached * 100.0
             )?;
         }
-        let held = match verify_items {
+        let held = match self.config.verify_items {
             0 => "held against their requests (no --verify)".to_owned(),
-            items => format!("held against their requests and {} items", HumanCount(*items as u64)),
+            items => format!("held against their requests and {} items", HumanCount(items as u64)),
         };
         let Counts { items, invalid_items, .. } = self.counts;
         writeln!(

@@ -123,8 +123,9 @@ fn listed(item: &Value) -> Option<Listed> {
     Some(Listed { title: text("title").unwrap_or_else(|| id.clone()), item_type: text("type")?, id })
 }
 
-/// Random items of a catalog, of the given types (none: of all).
-pub fn items_of(catalog: &Catalog, types: &[String], seed: u64) -> Vec<Listed> {
+/// Random items that all catalogs have, of the given types (none: of all).
+pub fn items_of(catalogs: &[Catalog], types: &[String], seed: u64) -> Vec<Listed> {
+    let Some((catalog, others)) = catalogs.split_first() else { return Vec::new() };
     let mut random = Random::new(seed, 6, 0);
     let wanted: Vec<(TypeId, &String)> = (0..catalog.types().len())
         .map(|at| (TypeId(at as u16), &catalog.types()[at]))
@@ -134,6 +135,9 @@ pub fn items_of(catalog: &Catalog, types: &[String], seed: u64) -> Vec<Listed> {
     for &(t, name) in &wanted {
         for _ in 0..ITEMS.div_ceil(wanted.len()) {
             let item = catalog.item(t, Rank(random.below(catalog.index(t).items()) as u32));
+            if others.iter().any(|other| other.find(item.id()).is_none()) {
+                continue;
+            }
             let title = item.title().unwrap_or(item.id()).to_owned();
             items.push(Listed { id: item.id().to_owned(), item_type: name.clone(), title });
         }
@@ -144,4 +148,28 @@ pub fn items_of(catalog: &Catalog, types: &[String], seed: u64) -> Vec<Listed> {
 /// Opens the catalogs that answers are held against.
 pub fn catalogs(paths: &[impl AsRef<Path>]) -> anyhow::Result<Vec<Catalog>> {
     paths.iter().map(|path| verify::open(path.as_ref()).context("--verify")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use sidereal::catalog::{CatalogBuilder, synthetic};
+
+    use super::*;
+
+    #[test]
+    fn prompts_are_made_from_what_all_catalogs_have() {
+        let catalog = |keep: &dyn Fn(usize) -> bool| {
+            let mut builder = CatalogBuilder::new(&synthetic::tiny_layout().types);
+            let records = synthetic::tiny_records().into_iter().enumerate();
+            records.filter(|(at, _)| keep(*at)).try_for_each(|(_, record)| builder.push(record)).unwrap();
+            builder.build().unwrap()
+        };
+        let catalogs = [catalog(&|at| at % 2 == 0), catalog(&|at| at % 3 == 0)];
+        let both = catalog(&|at| at % 6 == 0);
+        let items = items_of(&catalogs, &[], 1);
+        assert!(items.len() > 20 && items.iter().all(|item| both.find(&item.id).is_some()));
+        let films = items_of(&catalogs, &["film".to_owned()], 1);
+        assert!(!films.is_empty() && films.iter().all(|item| item.item_type == "film"));
+        assert!(items_of(&[], &[], 1).is_empty());
+    }
 }

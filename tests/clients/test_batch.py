@@ -27,7 +27,7 @@ def test_lines_are_answered_in_order_mistakes_too(server):
         native("b", beam_width=0),
         json.dumps({"custom_id": "c", "method": "POST", "url": "/v1/chat/completions", "body": chat}),
         "this is no JSON",
-        native("e", output="text", n=None, max_tokens=3),
+        native("e", output="text", n=None, max_tokens=3, ignore_eos=True),
         json.dumps({"custom_id": "f", "method": "POST", "url": "/v1/nowhere", "body": chat}),
         native("g", n=1),
     ]

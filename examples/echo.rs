@@ -11,7 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let echo = async |Json(body): Json<Value>| Json(body);
-        let catalog = async || Json(json!({"snapshot": "", "types": [], "items": 0, "attributes": [], "filters": []}));
+        let catalog =
+            async || Json(json!({"snapshot": "", "types": [], "items": 0, "attributes": [], "filters": []}));
         let app = Router::new()
             .route("/v1/items", post(echo))
             .route("/v1/chat/completions", post(echo))

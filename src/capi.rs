@@ -74,7 +74,8 @@ impl Options {
             builder = builder.threads(threads);
         }
         if let Some(mib) = self.cache_mib {
-            let too_many = || Error::invalid("cache_mib", format!("{mib} is more than memory can be addressed"));
+            let too_many =
+                || Error::invalid("cache_mib", format!("{mib} is more than memory can be addressed"));
             builder = builder.cache_bytes(mib.checked_mul(1 << 20).ok_or_else(too_many)?);
         }
         if let Some(rows) = self.max_rows {
@@ -120,7 +121,10 @@ unsafe fn text<'a>(field: &str, text: *const c_char, len: usize) -> Result<&'a s
 /// # Safety
 /// `options` is null or a string with an end; `error` is null or a place for one pointer.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn sidereal_create(options: *const c_char, error: *mut *mut c_char) -> *mut SiderealEngine {
+pub unsafe extern "C" fn sidereal_create(
+    options: *const c_char,
+    error: *mut *mut c_char,
+) -> *mut SiderealEngine {
     guarded(error, || {
         let options = if options.is_null() {
             Options::default()
@@ -245,7 +249,10 @@ impl SiderealStream {
                 Waited::Event(Ok(_)) => continue,
                 Waited::Event(Err(error)) => {
                     let kind = error.kind();
-                    (ERROR, serde_json::to_vec(&json!({"error": {"type": kind, "message": error.to_string()}})))
+                    (
+                        ERROR,
+                        serde_json::to_vec(&json!({"error": {"type": kind, "message": error.to_string()}})),
+                    )
                 }
             };
             // Strings, numbers and lists of them cannot fail to be written.

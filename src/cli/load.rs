@@ -110,7 +110,9 @@ impl DeviceArg {
                 let _ = reproducible;
                 builder
             }
-            DeviceArg::Hash => builder.device(|config| Ok(Box::new(HashDevice::new(config, Duration::ZERO)?))),
+            DeviceArg::Hash => {
+                builder.device(|config| Ok(Box::new(HashDevice::new(config, Duration::ZERO)?)))
+            }
             #[cfg(feature = "cuda")]
             DeviceArg::Cuda => builder.on_cuda(Box::new(CudaDriver::new(0)?), options)?,
             #[cfg(feature = "emulated")]

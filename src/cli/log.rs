@@ -22,10 +22,13 @@ pub type SetLevel = Box<dyn Fn(Option<&str>) -> Result<String, String> + Send + 
 /// Begins to log. `SIDEREAL_LOG` comes before `level`.
 pub fn init(level: &str, format: LogFormat) -> anyhow::Result<SetLevel> {
     let level = std::env::var("SIDEREAL_LOG").unwrap_or_else(|_| level.to_owned());
-    let filter = EnvFilter::try_new(&level).map_err(|error| anyhow::anyhow!("log level {level:?}: {error}"))?;
+    let filter =
+        EnvFilter::try_new(&level).map_err(|error| anyhow::anyhow!("log level {level:?}: {error}"))?;
     let (filter, handle) = reload::Layer::<EnvFilter, Registry>::new(filter);
     let lines = match format {
-        LogFormat::Text => fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).boxed(),
+        LogFormat::Text => {
+            fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).boxed()
+        }
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(lines).init();

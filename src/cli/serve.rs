@@ -24,13 +24,16 @@ const EXIT_ENGINE_DIED: u8 = 70;
 
 /// Serve over HTTP: OpenAI's routes, native ones, metrics, and a page to try them.
 #[derive(Args)]
-#[command(args_override_self = true, after_help = "Examples:
+#[command(
+    args_override_self = true,
+    after_help = "Examples:
   sidereal serve                                        the built-in demonstration on http://127.0.0.1:8000
   sidereal serve --model DIR --catalog items.sidcat --host 0.0.0.0 --api-keys keys.toml --admin-port 8001
   sidereal serve --config sidereal.toml                 options by their names: port = 8000, model = \"DIR\" …
 
 Signals: SIGTERM and SIGINT drain (a second one ends at once), SIGHUP reads the keys again.
-Exit codes: 0 drained, 1 failed, 2 usage, 70 the engine died.")]
+Exit codes: 0 drained, 1 failed, 2 usage, 70 the engine died."
+)]
 pub struct Serve {
     #[command(flatten)]
     load: LoadArgs,
@@ -155,10 +158,10 @@ impl Serve {
     /// Runs the command.
     pub fn run(&self, set_level: SetLevel) -> anyhow::Result<ExitCode> {
         let start = Instant::now();
-        let threads = self.listen.http_threads.map_or_else(
-            || std::thread::available_parallelism().map_or(1, usize::from).min(4),
-            usize::from,
-        );
+        let threads = self
+            .listen
+            .http_threads
+            .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from).min(4), usize::from);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(threads)
             .thread_name("sidereal-http")
@@ -213,7 +216,10 @@ impl Serve {
         if let (Some(admin), None) = (&admin, &args.api_keys)
             && !admin.local_addr()?.ip().is_loopback()
         {
-            bail!("--admin-host {}: an admin listener that others can reach needs --api-keys with a section [admin]", args.admin_host);
+            bail!(
+                "--admin-host {}: an admin listener that others can reach needs --api-keys with a section [admin]",
+                args.admin_host
+            );
         }
         Ok((listener, admin))
     }
@@ -231,7 +237,12 @@ impl Serve {
     fn options(&self) -> anyhow::Result<ServerOptions> {
         let (listen, bounds, logs) = (&self.listen, &self.bounds, &self.logs);
         let time = Duration::from_secs_f64;
-        let folder = self.load.model.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        let folder = self
+            .load
+            .model
+            .as_deref()
+            .and_then(Path::file_name)
+            .map(|name| name.to_string_lossy().into_owned());
         let model_hash = match (&logs.audit_log, &self.load.model) {
             (None, _) => String::new(),
             (Some(_), None) => "demo".to_owned(),
@@ -306,7 +317,8 @@ fn model_hash(folder: &Path) -> anyhow::Result<String> {
     for file in files {
         hasher.update(file.file_name().unwrap_or_default().as_encoded_bytes());
         let mut reader = std::fs::File::open(&file).with_context(|| file.display().to_string())?;
-        std::io::copy(&mut reader, &mut HashWriter(&mut hasher)).with_context(|| file.display().to_string())?;
+        std::io::copy(&mut reader, &mut HashWriter(&mut hasher))
+            .with_context(|| file.display().to_string())?;
     }
     Ok(format!("{:032x}", hasher.digest128()))
 }

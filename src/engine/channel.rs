@@ -202,6 +202,7 @@ impl EventStream {
 
 /// What a wait of bounded length came to.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "made and taken apart at once")]
 pub enum Waited {
     /// An event, or what ended the request instead of an answer.
     Event(Result<Event>),
@@ -222,9 +223,8 @@ impl EventStream {
                 return event.map_or(Waited::Ended, Waited::Event);
             }
             // Beyond the clock's end: a year at a time.
-            let left = deadline.map_or(Duration::from_secs(31_536_000), |end| {
-                end.saturating_duration_since(Instant::now())
-            });
+            let left = deadline
+                .map_or(Duration::from_secs(31_536_000), |end| end.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 return Waited::TimedOut;
             }

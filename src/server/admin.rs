@@ -37,9 +37,10 @@ async fn change(
     let bug = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's");
     let change = done.map_err(bug)?.map_err(|error| match error {
         // The operator's file, not the server's fault.
-        Error::File { .. } => {
-            ApiError { param: Some("file".to_owned()), ..ApiError::new(StatusCode::BAD_REQUEST, "file", error.to_string()) }
-        }
+        Error::File { .. } => ApiError {
+            param: Some("file".to_owned()),
+            ..ApiError::new(StatusCode::BAD_REQUEST, "file", error.to_string())
+        },
         error => error.into(),
     })?;
     let by = context.caller.name.as_deref();
@@ -192,7 +193,10 @@ pub(super) fn set_named(app: &App, given: Map<String, Value>) -> std::result::Re
 }
 
 /// `POST /admin/drain`: no new connections, running requests end, the process ends.
-pub(super) async fn drain(State(app): State<Arc<App>>, Extension(context): Extension<Arc<Context>>) -> StatusCode {
+pub(super) async fn drain(
+    State(app): State<Arc<App>>,
+    Extension(context): Extension<Arc<Context>>,
+) -> StatusCode {
     tracing::info!(by = context.caller.name.as_deref(), "asked to drain");
     app.start_draining();
     StatusCode::ACCEPTED
@@ -220,7 +224,11 @@ pub(super) async fn log_level(State(app): State<Arc<App>>) -> Answer<LogLevel> {
 }
 
 /// `PUT /admin/log-level`.
-pub(super) async fn set_log_level(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Answer<LogLevel> {
+pub(super) async fn set_log_level(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer<LogLevel> {
     let LogLevel { level } = read_json(&app, &headers, body).await?;
     log_level_of(&app, Some(&level))
 }
@@ -233,6 +241,9 @@ pub(super) struct KeyCount {
 
 /// `POST /admin/keys/reload`: reads the file of keys again.
 pub(super) async fn reload_keys(State(app): State<Arc<App>>) -> Answer<KeyCount> {
-    let keys = app.keys.reload().map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "file", error.to_string()))?;
+    let keys = app
+        .keys
+        .reload()
+        .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "file", error.to_string()))?;
     Ok(Json(KeyCount { keys }))
 }

@@ -54,7 +54,11 @@ impl App {
         Ok(App {
             keys: Keys::open(options.api_keys.as_deref())?,
             metrics: Metrics::new(&engine),
-            audit: options.audit_log.as_deref().map(|file| Audit::open(file, options.audit_bytes)).transpose()?,
+            audit: options
+                .audit_log
+                .as_deref()
+                .map(|file| Audit::open(file, options.audit_bytes))
+                .transpose()?,
             wires: Wires::watch(&deny),
             created: now.as_secs(),
             bodies: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),

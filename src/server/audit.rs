@@ -119,7 +119,9 @@ impl LogFile {
     /// Says once that the disk fails, and once that it works again.
     fn note(&mut self, failed: &mut bool, work: impl FnOnce(&mut LogFile) -> std::io::Result<()>) {
         match work(self) {
-            Ok(()) if *failed => tracing::warn!(file = %self.path.display(), "the audit log can be written again"),
+            Ok(()) if *failed => {
+                tracing::warn!(file = %self.path.display(), "the audit log can be written again")
+            }
             Err(error) if !*failed => {
                 tracing::error!(file = %self.path.display(), %error, "the audit log cannot be written");
                 *failed = true;

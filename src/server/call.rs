@@ -36,7 +36,6 @@ impl Answering {
         }
         polled
     }
-
 }
 
 /// The whole answers, in order. All are read at the same time: what nobody reads is cut off.
@@ -79,13 +78,19 @@ pub(super) fn expect_json(headers: &HeaderMap) -> std::result::Result<(), ApiErr
 }
 
 /// When the request is to end at the latest.
-pub(super) fn deadline(app: &App, context: &Context, headers: &HeaderMap) -> std::result::Result<Instant, ApiError> {
+pub(super) fn deadline(
+    app: &App,
+    context: &Context,
+    headers: &HeaderMap,
+) -> std::result::Result<Instant, ApiError> {
     let most = app.options.max_request_time;
     let Some(value) = headers.get(TIMEOUT_HEADER) else { return Ok(context.started + most) };
     let text = value.to_str().unwrap_or("?");
     match text.parse::<u64>() {
         Ok(ms) if ms > 0 => Ok(context.started + most.min(Duration::from_millis(ms))),
-        _ => Err(ApiError::invalid(TIMEOUT_HEADER, format!("{text:?} is not a number of milliseconds from 1"))),
+        _ => {
+            Err(ApiError::invalid(TIMEOUT_HEADER, format!("{text:?} is not a number of milliseconds from 1")))
+        }
     }
 }
 

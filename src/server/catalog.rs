@@ -78,7 +78,12 @@ pub(super) async fn info(State(app): State<Arc<App>>) -> Result<Json<CatalogInfo
             attributes.entry(name).or_insert(info).types.push(spec.name.clone());
         }
         let index = base.index(id);
-        types.push(TypeInfo { name: spec.name, levels: spec.levels, items: index.items(), sids: index.sids() });
+        types.push(TypeInfo {
+            name: spec.name,
+            levels: spec.levels,
+            items: index.items(),
+            sids: index.sids(),
+        });
     }
     Ok(Json(CatalogInfo {
         snapshot: stats.view,
@@ -135,8 +140,9 @@ pub(super) async fn item(
 ) -> Result<Json<ItemInfo>, ApiError> {
     let Query(ItemQuery { id }) = query.map_err(|error| ApiError::invalid("query", error.body_text()))?;
     let view = view(&app)?;
-    let item = view.find(&id).ok_or_else(|| {
-        ApiError { param: Some("id".to_owned()), ..ApiError::not_found(format!("id: the catalog has no item {id:?}")) }
+    let item = view.find(&id).ok_or_else(|| ApiError {
+        param: Some("id".to_owned()),
+        ..ApiError::not_found(format!("id: the catalog has no item {id:?}"))
     })?;
     // An id that the delta has is the delta's there, and its path as well.
     let part = [view.delta(), Some(view.base())].into_iter().flatten().find(|part| part.find(&id).is_some());
@@ -234,7 +240,8 @@ pub(super) async fn search(
         return Err(ApiError::invalid("type", message));
     }
     let titles = tokio::task::spawn_blocking(move || matching(&app, &view, &query, limit as usize)).await;
-    let bug = |_| ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's");
+    let bug =
+        |_| ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's");
     Ok(Json(titles.map_err(bug)?))
 }
 

@@ -107,7 +107,8 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after {
             // Whole seconds are the standard's; clients of OpenAI's read the other one first.
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil().max(1.0) as u64));
+            headers
+                .insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil().max(1.0) as u64));
             headers.insert("retry-after-ms", HeaderValue::from(after.as_millis().max(1) as u64));
         }
         if self.status == StatusCode::UNAUTHORIZED {

@@ -167,7 +167,10 @@ fn read(file: &Path) -> Result<Vec<Key>> {
     // The message of the parser would show the line, and with it a key.
     let parsed: File = toml::from_str(&text).map_err(|error| {
         let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
-        Error::file(file, format!("line {line}: expected [keys] and [admin] with lines of the form name = \"key\""))
+        Error::file(
+            file,
+            format!("line {line}: expected [keys] and [admin] with lines of the form name = \"key\""),
+        )
     })?;
     let of = |names: BTreeMap<String, String>, admin| {
         names.into_iter().map(move |(name, secret)| Key { secret, name: name.into(), admin })
@@ -180,7 +183,8 @@ fn read(file: &Path) -> Result<Vec<Key>> {
     for key in &keys {
         if !(MIN_KEY_BYTES..=MAX_KEY_BYTES).contains(&key.secret.len()) {
             let (name, len) = (&key.name, key.secret.len());
-            let message = format!("{name}: a key of {len} bytes; expected {MIN_KEY_BYTES} to {MAX_KEY_BYTES}");
+            let message =
+                format!("{name}: a key of {len} bytes; expected {MIN_KEY_BYTES} to {MAX_KEY_BYTES}");
             return Err(Error::file(file, message));
         }
         if !key.secret.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -249,7 +253,8 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_the_standard() {
-        for (text, bytes) in [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYg==", "foob")] {
+        for (text, bytes) in [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYg==", "foob")]
+        {
             assert_eq!(base64(text).as_deref(), Some(bytes.as_bytes()), "{text}");
         }
         for bad in ["Z", "Zg", "Zg=", "Z===", "Zg==Zg==", "Z g="] {

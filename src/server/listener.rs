@@ -74,7 +74,12 @@ impl HttpBody for BusyBody {
 }
 
 /// Accepts until `stage` closes; returns when all connections are done.
-pub(super) async fn run(app: Arc<App>, listener: TcpListener, router: Router, mut stage: watch::Receiver<Stage>) {
+pub(super) async fn run(
+    app: Arc<App>,
+    listener: TcpListener,
+    router: Router,
+    mut stage: watch::Receiver<Stage>,
+) {
     let connections = Arc::new(());
     loop {
         let accepted = tokio::select! {
@@ -148,7 +153,9 @@ async fn serve(app: Arc<App>, stream: TcpStream, router: Router, mut stage: watc
         let answer = router.clone().call(request.map(Body::new));
         async move {
             let Ok(response) = answer.await;
-            Ok::<Response<BusyBody>, std::convert::Infallible>(response.map(|body| BusyBody { body, busy: guard }))
+            Ok::<Response<BusyBody>, std::convert::Infallible>(
+                response.map(|body| BusyBody { body, busy: guard }),
+            )
         }
     });
     let mut builder = http1::Builder::new();

@@ -18,23 +18,22 @@ use crate::engine::{Answer, Engine, FinishReason, Output};
 
 /// vLLM's buckets of the time to first token, seconds.
 const FIRST: [f64; 22] = [
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-    160.0, 640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    80.0, 160.0, 640.0, 2560.0,
 ];
 /// vLLM's buckets of the time between tokens, seconds, after finer ones of our own.
 const GAP: [f64; 22] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-    20.0, 40.0, 80.0,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
+    10.0, 20.0, 40.0, 80.0,
 ];
 /// vLLM's buckets of whole requests, seconds, after finer ones of our own: lists of items take milliseconds.
 const WHOLE: [f64; 30] = [
-    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0,
-    30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0,
+    15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 ];
 /// vLLM's buckets of counts of tokens.
-const TOKENS: [f64; 17] = [
-    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5,
-];
+const TOKENS: [f64; 17] =
+    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5];
 /// vLLM's buckets of `n`, and more: `n` counts items too.
 const COUNTS: [f64; 9] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 500.0, 1000.0];
 
@@ -124,7 +123,11 @@ impl Metrics {
             registry.register(format!("sidereal:{name}"), help, histogram.clone());
         }
         registry.register("sidereal:http_requests", "HTTP requests by route and status", m.http.clone());
-        registry.register("sidereal:request_success", "Requests answered, by how they ended", m.finished.clone());
+        registry.register(
+            "sidereal:request_success",
+            "Requests answered, by how they ended",
+            m.finished.clone(),
+        );
         registry.register("sidereal:requests_refused", "Requests refused before they ran", m.refused.clone());
         registry.register("sidereal:connections", "Open connections", m.connections.clone());
         let cut = "Connections cut because an item was denied before it was sent";
@@ -227,18 +230,42 @@ impl Collector for EngineNumbers {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         out.gauge("num_requests_running", "Requests in the batch", load.running_requests as f64)?;
         out.gauge("num_requests_waiting", "Requests that wait", load.waiting_requests as f64)?;
-        out.gauge("num_rows_waiting", "Rows that waiting requests will take of a step", load.waiting_rows as f64)?;
+        out.gauge(
+            "num_rows_waiting",
+            "Rows that waiting requests will take of a step",
+            load.waiting_rows as f64,
+        )?;
         out.gauge("num_tokens_waiting", "Prompt tokens of waiting requests", load.waiting_tokens as f64)?;
-        out.gauge("expected_queue_seconds", "How long a request that comes now will wait", load.queue_wait.as_secs_f64())?;
+        out.gauge(
+            "expected_queue_seconds",
+            "How long a request that comes now will wait",
+            load.queue_wait.as_secs_f64(),
+        )?;
         let blocks = load.blocks.total.max(1) as f64;
-        out.gauge("kv_cache_usage_perc", "Share of the key/value cache in use, 0 to 1", load.blocks.used as f64 / blocks)?;
-        out.gauge("kv_cache_shared_perc", "Share of the cache that holds prefixes only, 0 to 1", load.blocks.cached as f64 / blocks)?;
+        out.gauge(
+            "kv_cache_usage_perc",
+            "Share of the key/value cache in use, 0 to 1",
+            load.blocks.used as f64 / blocks,
+        )?;
+        out.gauge(
+            "kv_cache_shared_perc",
+            "Share of the cache that holds prefixes only, 0 to 1",
+            load.blocks.cached as f64 / blocks,
+        )?;
         let health = self.engine.health();
-        out.gauge("last_step_age_seconds", "Age of the last step while there is work", if health.idle { 0.0 } else { health.since_step.as_secs_f64() })?;
+        out.gauge(
+            "last_step_age_seconds",
+            "Age of the last step while there is work",
+            if health.idle { 0.0 } else { health.since_step.as_secs_f64() },
+        )?;
         for (name, help, value) in [
             ("num_preemptions", "Times that a request gave way to another", read(&counters.preemptions)),
             ("prompt_tokens", "Prompt tokens of answered requests", read(&counters.prompt_tokens)),
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", read(&counters.prompt_tokens)),
+            (
+                "prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache",
+                read(&counters.prompt_tokens),
+            ),
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache", read(&counters.cached_tokens)),
             ("generation_tokens", "Tokens of answers", read(&counters.generation_tokens)),
             ("engine_steps", "Steps run", read(&counters.steps)),
@@ -248,8 +275,16 @@ impl Collector for EngineNumbers {
             ("requests_failed", "Requests ended by an error of their own", read(&counters.failed)),
             ("items", "Items named", read(&counters.items)),
             ("items_exhausted", "Lists with fewer items than asked for", read(&counters.exhausted)),
-            ("gate_violations", "Items that the last gate refused although the search named them: a bug", read(&counters.gate_violations)),
-            ("items_denied_in_flight", "Items denied after the search had named them", read(&counters.denied_in_flight)),
+            (
+                "gate_violations",
+                "Items that the last gate refused although the search named them: a bug",
+                read(&counters.gate_violations),
+            ),
+            (
+                "items_denied_in_flight",
+                "Items denied after the search had named them",
+                read(&counters.denied_in_flight),
+            ),
         ] {
             out.counter(name, help, value)?;
         }
@@ -269,8 +304,8 @@ impl Collector for EngineNumbers {
         let info = ConstGauge::new(1i64);
         let snapshot = [("snapshot", stats.view.as_str())];
         let help = "The catalog's present version";
-        let mut metric = out.encoder.encode_descriptor("sidereal:catalog_info", help, None, info.metric_type())?;
+        let mut metric =
+            out.encoder.encode_descriptor("sidereal:catalog_info", help, None, info.metric_type())?;
         info.encode(metric.encode_family(&snapshot)?)
     }
 }
-

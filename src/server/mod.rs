@@ -143,7 +143,12 @@ impl Server {
 
     /// Serves until `shutdown` is ready, a drain is asked for, or the engine dies; then says that it is not ready, answers what it has
     /// accepted, and returns.
-    pub async fn serve(&self, listener: TcpListener, admin: Option<TcpListener>, shutdown: impl Future) -> Ended {
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        admin: Option<TcpListener>,
+        shutdown: impl Future,
+    ) -> Ended {
         let app = &self.app;
         let (stage, watched) = watch::channel(Stage::Open);
         let mut tasks = tokio::task::JoinSet::new();

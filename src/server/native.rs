@@ -65,7 +65,8 @@ pub(super) fn answer_json(answer: &Answer, context: &Context) -> Vec<u8> {
 
 /// A request of the native form; its output is `items` unless it says otherwise.
 pub(super) fn parse(bytes: &[u8]) -> Result<Request, ApiError> {
-    let text = std::str::from_utf8(bytes).map_err(|error| ApiError::invalid("request", format!("not UTF-8: {error}")))?;
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| ApiError::invalid("request", format!("not UTF-8: {error}")))?;
     let mut request = Request::from_json(text)?;
     request.output.get_or_insert(Output::Items);
     Ok(request)
@@ -121,7 +122,9 @@ pub(super) async fn items(
         return Ok(stream(answering, Box::new(NativeEvents { context }), fence));
     }
     let answers = wait_all(answering).await?;
-    let Some(answer) = answers.first() else { return Err(Error::Dead("no request was run".to_owned()).into()) };
+    let Some(answer) = answers.first() else {
+        return Err(Error::Dead("no request was run".to_owned()).into());
+    };
     Ok(whole(answer_json(answer, &context), named(answer).collect(), fence))
 }
 

@@ -98,7 +98,9 @@ pub(super) fn random() -> u64 {
 fn request_id(headers: &HeaderMap) -> Arc<str> {
     let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     match given {
-        Some(id) if (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) => id.into(),
+        Some(id) if (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()) => {
+            id.into()
+        }
         _ => format!("req-{:016x}", random()).into(),
     }
 }
@@ -117,7 +119,8 @@ async fn around(app: Arc<App>, mut request: Request, next: Next, admin: bool) ->
     let started = Instant::now();
     let headers = request.headers();
     let (request_id, trace) = (request_id(headers), Trace::enter(headers));
-    let handler = handler(&app, request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str));
+    let handler =
+        handler(&app, request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str));
     let open = OPEN.contains(&request.uri().path());
     let caller = app.keys.caller(headers);
     let wire = request.extensions().get::<Arc<Wire>>().cloned();
@@ -223,7 +226,10 @@ mod tests {
     #[test]
     fn ids_of_callers_are_kept_if_they_are_harmless() {
         let id = |value: &'static [u8]| {
-            request_id(&HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_bytes(value).expect("a header"))]))
+            request_id(&HeaderMap::from_iter([(
+                REQUEST_ID,
+                HeaderValue::from_bytes(value).expect("a header"),
+            )]))
         };
         assert_eq!(&*id(b"abc-123"), "abc-123");
         for bad in [&b""[..], b"two words", b"\xff\xfe", &[b'x'; MAX_ID_BYTES + 1]] {

@@ -51,11 +51,17 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
-fn route(method: &'static str, path: &'static str, summary: &'static str, input: Input, output: Output) -> Route {
+fn route(
+    method: &'static str,
+    path: &'static str,
+    summary: &'static str,
+    input: Input,
+    output: Output,
+) -> Route {
     Route { method, path, summary, input, output }
 }
 
-fn public(g: &mut SchemaGenerator) -> Vec<Route> {
+fn public(g: &mut SchemaGenerator, a: &mut SchemaGenerator) -> Vec<Route> {
     use Input::{Json, Nothing, Path, Query};
     let forms = openai::schemas(g);
     vec![
@@ -64,7 +70,7 @@ fn public(g: &mut SchemaGenerator) -> Vec<Route> {
             "/v1/items",
             "Search or recommend: a ranked list of items of the catalog (text and mixed answers too)",
             Json(of::<Request>(g)),
-            Output::JsonOrEvents(of::<native::NativeAnswer<'_>>(g)),
+            Output::JsonOrEvents(of::<native::NativeAnswer<'_>>(a)),
         ),
         route(
             "post",
@@ -87,38 +93,56 @@ fn public(g: &mut SchemaGenerator) -> Vec<Route> {
             Input::Lines(batch::BatchQuery::json_schema(g)),
             Output::Lines,
         ),
-        route("get", "/v1/models", "The model that is served", Nothing, Output::Json(of::<health::ModelList>(g))),
-        route("get", "/v1/models/{id}", "The model of this name", Path("id"), Output::Json(of::<health::ModelObject>(g))),
-        route("get", "/v1/catalog", "What the catalog holds", Nothing, Output::Json(of::<catalog::CatalogInfo>(g))),
+        route(
+            "get",
+            "/v1/models",
+            "The model that is served",
+            Nothing,
+            Output::Json(of::<health::ModelList>(a)),
+        ),
+        route(
+            "get",
+            "/v1/models/{id}",
+            "The model of this name",
+            Path("id"),
+            Output::Json(of::<health::ModelObject>(a)),
+        ),
+        route(
+            "get",
+            "/v1/catalog",
+            "What the catalog holds",
+            Nothing,
+            Output::Json(of::<catalog::CatalogInfo>(a)),
+        ),
         route(
             "get",
             "/v1/catalog/item",
             "An item and its path through the trie",
             Query(catalog::ItemQuery::json_schema(g)),
-            Output::Json(of::<catalog::ItemInfo>(g)),
+            Output::Json(of::<catalog::ItemInfo>(a)),
         ),
         route(
             "get",
             "/v1/catalog/search",
             "Items by a part of their titles",
             Query(catalog::TitleQuery::json_schema(g)),
-            Output::Json(of::<catalog::Titles>(g)),
+            Output::Json(of::<catalog::Titles>(a)),
         ),
         route(
             "post",
             "/tokenize",
             "A prompt's tokens",
             Json(of::<tokens::Tokenize>(g)),
-            Output::Json(of::<tokens::Tokens>(g)),
+            Output::Json(of::<tokens::Tokens>(a)),
         ),
         route(
             "post",
             "/detokenize",
             "The text of tokens",
             Json(of::<tokens::Detokenize>(g)),
-            Output::Json(of::<tokens::Text>(g)),
+            Output::Json(of::<tokens::Text>(a)),
         ),
-        route("get", "/version", "What runs", Nothing, Output::Json(of::<health::Version>(g))),
+        route("get", "/version", "What runs", Nothing, Output::Json(of::<health::Version>(a))),
         route("get", "/", "A page to try it", Nothing, Output::Text("text/html")),
     ]
 }
@@ -132,33 +156,71 @@ fn operations() -> Vec<Route> {
     ]
 }
 
-fn administration(g: &mut SchemaGenerator) -> Vec<Route> {
+fn administration(g: &mut SchemaGenerator, a: &mut SchemaGenerator) -> Vec<Route> {
     use Input::{Json, Nothing};
-    let change = of::<Change>(g);
+    let change = of::<Change>(a);
     let changing = |path, summary, input| route("post", path, summary, input, Output::Json(change.clone()));
     let object = of::<Map<String, Value>>(g);
     let ids = of::<admin::Ids>(g);
     vec![
-        route("get", "/admin/catalog", "Counts, and denied ids", Nothing, Output::Json(of::<admin::CatalogState>(g))),
+        route(
+            "get",
+            "/admin/catalog",
+            "Counts, and denied ids",
+            Nothing,
+            Output::Json(of::<admin::CatalogState>(a)),
+        ),
         changing("/admin/catalog/load", "Verifies a snapshot and swaps it in", Json(of::<admin::Load>(g))),
         changing("/admin/catalog/rollback", "Back to the snapshot before", Nothing),
         changing("/admin/catalog/compact", "Makes one snapshot of the present one and its changes", Nothing),
-        changing("/admin/catalog/deny", "After its answer no byte is sent that names one of the items", Json(ids.clone())),
+        changing(
+            "/admin/catalog/deny",
+            "After its answer no byte is sent that names one of the items",
+            Json(ids.clone()),
+        ),
         changing("/admin/catalog/allow", "Takes items off the deny list", Json(ids.clone())),
-        changing("/admin/catalog/add", "Adds items, or replaces those of the same ids", Json(of::<admin::Items>(g))),
+        changing(
+            "/admin/catalog/add",
+            "Adds items, or replaces those of the same ids",
+            Json(of::<admin::Items>(g)),
+        ),
         changing("/admin/catalog/remove", "Removes items", Json(ids)),
         route("get", "/admin/filters", "Named filters", Nothing, Output::Json(object.clone())),
-        route("put", "/admin/filters", "Replaces all named filters", Json(object.clone()), Output::Json(object)),
-        route("post", "/admin/drain", "Ends the server once its requests are answered", Nothing, Output::Empty(202)),
-        route("get", "/admin/log-level", "What the log shows", Nothing, Output::Json(of::<admin::LogLevel>(g))),
+        route(
+            "put",
+            "/admin/filters",
+            "Replaces all named filters",
+            Json(object.clone()),
+            Output::Json(object),
+        ),
+        route(
+            "post",
+            "/admin/drain",
+            "Ends the server once its requests are answered",
+            Nothing,
+            Output::Empty(202),
+        ),
+        route(
+            "get",
+            "/admin/log-level",
+            "What the log shows",
+            Nothing,
+            Output::Json(of::<admin::LogLevel>(a)),
+        ),
         route(
             "put",
             "/admin/log-level",
             "Sets what the log shows",
             Json(of::<admin::LogLevel>(g)),
-            Output::Json(of::<admin::LogLevel>(g)),
+            Output::Json(of::<admin::LogLevel>(a)),
         ),
-        route("post", "/admin/keys/reload", "Reads the keys again", Nothing, Output::Json(of::<admin::KeyCount>(g))),
+        route(
+            "post",
+            "/admin/keys/reload",
+            "Reads the keys again",
+            Nothing,
+            Output::Json(of::<admin::KeyCount>(a)),
+        ),
     ]
 }
 
@@ -174,12 +236,14 @@ fn operation(route: Route, error: &Value) -> Value {
     match route.input {
         Input::Nothing => {}
         Input::Json(schema) => {
-            operation["requestBody"] = json!({"required": true, "content": content("application/json", schema.as_value())});
+            operation["requestBody"] =
+                json!({"required": true, "content": content("application/json", schema.as_value())});
         }
         Input::Lines(query) => {
             operation["parameters"] = parameters(query.as_value());
             let lines = json!({"type": "string"});
-            operation["requestBody"] = json!({"required": true, "content": content("application/jsonl", &lines)});
+            operation["requestBody"] =
+                json!({"required": true, "content": content("application/jsonl", &lines)});
         }
         Input::Query(schema) => operation["parameters"] = parameters(schema.as_value()),
         Input::Path(name) => {
@@ -213,11 +277,10 @@ fn operation(route: Route, error: &Value) -> Value {
 
 /// The properties of an object as query parameters.
 fn parameters(schema: &Value) -> Value {
-    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: Vec<&str> =
+        schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let properties = schema["properties"].as_object().into_iter().flatten();
-    let parameter = |(name, schema): (&String, &Value)| {
-        json!({"name": name, "in": "query", "required": required.contains(&name.as_str()), "schema": schema})
-    };
+    let parameter = |(name, schema): (&String, &Value)| json!({"name": name, "in": "query", "required": required.contains(&name.as_str()), "schema": schema});
     properties.map(parameter).collect()
 }
 
@@ -225,9 +288,17 @@ fn parameters(schema: &Value) -> Value {
 pub(super) fn document(admin_listener: bool) -> Value {
     let mut settings = SchemaSettings::draft2020_12();
     settings.definitions_path = "/components/schemas".into();
-    let mut generator = settings.into_generator();
-    let error = of::<ErrorBody>(&mut generator).as_value().clone();
-    let own = if admin_listener { administration(&mut generator) } else { public(&mut generator) };
+    // What is left out of an answer is not required of it, but may be of a body.
+    let mut bodies = settings.clone().into_generator();
+    let mut answers = settings.for_serialize().into_generator();
+    let error = of::<ErrorBody>(&mut answers).as_value().clone();
+    let own = if admin_listener {
+        administration(&mut bodies, &mut answers)
+    } else {
+        public(&mut bodies, &mut answers)
+    };
+    let mut definitions = answers.take_definitions(true);
+    definitions.extend(bodies.take_definitions(true));
     let mut paths = Map::new();
     for route in own.into_iter().chain(operations()) {
         let (path, method) = (route.path, route.method);
@@ -243,7 +314,7 @@ pub(super) fn document(admin_listener: bool) -> Value {
         "security": [{}, {"key": []}],
         "paths": paths,
         "components": {
-            "schemas": generator.take_definitions(true),
+            "schemas": definitions,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     })

@@ -197,7 +197,8 @@ impl HttpBody for Streaming {
 pub(super) fn stream(answering: Vec<Answering>, encode: Box<dyn Encode>, fence: Fence) -> Response {
     let answering = answering.into_iter().map(Some).collect();
     let silence = Box::pin(sleep(SILENCE));
-    let mut response = Response::new(Body::new(Streaming { answering, encode, fence, ended: false, silence }));
+    let mut response =
+        Response::new(Body::new(Streaming { answering, encode, fence, ended: false, silence }));
     for (name, value) in [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-cache"),

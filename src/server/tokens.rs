@@ -67,7 +67,11 @@ pub(super) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError
 }
 
 /// A body of JSON, read under the server's bounds.
-pub(super) async fn read_json<T: DeserializeOwned>(app: &App, headers: &HeaderMap, body: Body) -> Result<T, ApiError> {
+pub(super) async fn read_json<T: DeserializeOwned>(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, ApiError> {
     expect_json(headers)?;
     from_json(&receive(app, headers, body).await?.bytes)
 }
@@ -81,10 +85,12 @@ pub(super) async fn tokenize(
 ) -> Result<Json<Tokens>, ApiError> {
     let Tokenize { model, prompt, messages } = read_json(&app, &headers, body).await?;
     expect_model(&app, model.as_deref())?;
-    let request = Request { prompt, messages, output: Some(Output::Text), max_tokens: Some(1), ..Request::default() };
+    let request =
+        Request { prompt, messages, output: Some(Output::Text), max_tokens: Some(1), ..Request::default() };
     let engine = app.engine.clone();
     let checked = tokio::task::spawn_blocking(move || engine.validate(&request)).await;
-    let bug = |_| ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's");
+    let bug =
+        |_| ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's");
     let request = checked.map_err(bug)?.map_err(|error| refused(&app, error))?;
     let tokens = request.tokens().to_vec();
     Ok(Json(Tokens { count: tokens.len(), tokens, max_model_len: app.engine.max_sequence() }))

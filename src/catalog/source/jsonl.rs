@@ -10,7 +10,7 @@ use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::mapping::Mapping;
-use super::plan::{Parts, Assembly, Plan, Use};
+use super::plan::{Assembly, Parts, Plan, Use};
 use super::{BadRow, MAX_ROW, PIECE, Row, RowPlace, RowReader};
 use crate::catalog::ItemRecord;
 use crate::error::{Error, Result};

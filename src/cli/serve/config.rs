@@ -68,13 +68,21 @@ mod tests {
     #[test]
     fn keys_become_flags_before_those_of_the_command_line() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        let text = "port = 9000\nhost = \"0.0.0.0\"\nreproducible = true\nsend-seconds = 1.5\nquiet = false\n";
+        let text =
+            "port = 9000\nhost = \"0.0.0.0\"\nreproducible = true\nsend-seconds = 1.5\nquiet = false\n";
         std::fs::write(file.path(), text).expect("written");
         let path = file.path().to_str().expect("ascii");
-        for given in [format!("sidereal serve --config {path} --port 1"), format!("sidereal serve --config={path} --port 1")] {
+        for given in [
+            format!("sidereal serve --config {path} --port 1"),
+            format!("sidereal serve --config={path} --port 1"),
+        ] {
             let found = with_config(args(&given)).expect("valid");
-            let expected = args("sidereal serve --port=9000 --host=0.0.0.0 --reproducible --send-seconds=1.5");
-            assert_eq!(found[..expected.len()].iter().collect::<std::collections::BTreeSet<_>>(), expected.iter().collect());
+            let expected =
+                args("sidereal serve --port=9000 --host=0.0.0.0 --reproducible --send-seconds=1.5");
+            assert_eq!(
+                found[..expected.len()].iter().collect::<std::collections::BTreeSet<_>>(),
+                expected.iter().collect()
+            );
             assert_eq!(found.len(), expected.len() + args(&given).len() - 2);
             assert_eq!(found.last().expect("some"), "1");
         }
@@ -82,12 +90,20 @@ mod tests {
 
     #[test]
     fn other_commands_and_lists_are_left_alone_and_refused() {
-        assert_eq!(with_config(args("sidereal generate --config x")).expect("untouched"), args("sidereal generate --config x"));
+        assert_eq!(
+            with_config(args("sidereal generate --config x")).expect("untouched"),
+            args("sidereal generate --config x")
+        );
         let file = tempfile::NamedTempFile::new().expect("a file");
         let path = file.path().to_str().expect("ascii").to_owned();
-        for (text, expected) in [("port = [1]", "port: a array"), ("config = \"x\"", "config:"), ("port = ", "TOML")] {
+        for (text, expected) in
+            [("port = [1]", "port: a array"), ("config = \"x\"", "config:"), ("port = ", "TOML")]
+        {
             std::fs::write(file.path(), text).expect("written");
-            let error = format!("{:#}", with_config(args(&format!("sidereal serve --config {path}"))).expect_err(text));
+            let error = format!(
+                "{:#}",
+                with_config(args(&format!("sidereal serve --config {path}"))).expect_err(text)
+            );
             assert!(error.contains(expected) && error.contains(&path), "{error}");
         }
         assert!(with_config(args("sidereal serve --config /nonexistent/file")).is_err());

@@ -5,10 +5,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::server::openai::{ChatBody, CompletionBody, Object, parse};
 use crate::engine::{Output, Request};
 use crate::error::{Error, Result};
 use crate::server::error::ApiError;
+use crate::server::openai::{ChatBody, CompletionBody, Object, parse};
 
 /// A line that was understood.
 #[derive(Clone, Debug, PartialEq)]

@@ -161,7 +161,8 @@ impl HttpBody for Answers {
         let Some(work) = &mut this.next else { return Poll::Ready(None) };
         let line = ready!(Pin::new(&mut work.0).poll(cx));
         this.next = None;
-        let bug = || Line::error(&ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's"));
+        let bug =
+            || Line::error(&ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's"));
         let Line { mut json, items } = line.unwrap_or_else(|_| bug());
         json.push(b'\n');
         Poll::Ready(Some(this.fence.passes(&items).map(|()| Frame::data(json.into()))))

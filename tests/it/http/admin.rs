@@ -3,8 +3,8 @@
 use serde_json::json;
 use sidereal::catalog::synthetic::tiny_records;
 
-use super::client::{Client, get, post};
 use super::Running;
+use super::client::{Client, get, post};
 
 fn put(server: &Running, path: &str, body: &serde_json::Value) -> super::client::Reply {
     Client::connect(server.admin).call("PUT", path, &[], body.to_string().as_bytes())

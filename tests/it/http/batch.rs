@@ -34,10 +34,16 @@ fn a_line_gives_a_line_in_order_and_may_be_skipped() {
         match at % 4 {
             0 => assert_eq!((&answer["id"], answer["items"].as_array().unwrap().len()), (&json!(own), 2)),
             1 => {
-                assert_eq!((&answer["custom_id"], &answer["response"]["status_code"]), (&json!(own), &json!(200)));
+                assert_eq!(
+                    (&answer["custom_id"], &answer["response"]["status_code"]),
+                    (&json!(own), &json!(200))
+                );
                 assert_eq!(answer["response"]["body"]["items"].as_array().unwrap().len(), 2);
             }
-            2 => assert!(answer["response"]["body"]["choices"][0]["message"]["content"].is_string(), "{answer}"),
+            2 => assert!(
+                answer["response"]["body"]["choices"][0]["message"]["content"].is_string(),
+                "{answer}"
+            ),
             _ => assert_eq!((&answer["id"], &answer["error"]["field"]), (&json!(own), &json!("n"))),
         }
     }
@@ -52,8 +58,9 @@ fn a_line_gives_a_line_in_order_and_may_be_skipped() {
 fn a_batch_waits_for_an_overloaded_engine() {
     let engine = super::engine_of(std::time::Duration::from_millis(1), |builder| builder.max_requests(4));
     let server = Running::start(engine, sidereal::server::ServerOptions::default());
-    let lines: Vec<String> =
-        (0..60).map(|at| json!({"id": at.to_string(), "prompt": "hello", "output": "items"}).to_string()).collect();
+    let lines: Vec<String> = (0..60)
+        .map(|at| json!({"id": at.to_string(), "prompt": "hello", "output": "items"}).to_string())
+        .collect();
     let answers = run(&server, "/v1/batch", &lines);
     assert_eq!(answers.iter().filter(|answer| answer["items"].is_array()).count(), 60);
     server.end();

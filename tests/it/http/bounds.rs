@@ -14,7 +14,8 @@ const MS: Duration = Duration::from_millis(1);
 
 #[test]
 fn bodies_are_bounded_before_they_are_read() {
-    let server = Running::start(quick_engine(), ServerOptions { max_body_bytes: 10_000, ..ServerOptions::default() });
+    let server =
+        Running::start(quick_engine(), ServerOptions { max_body_bytes: 10_000, ..ServerOptions::default() });
     let long = json!({"prompt": "x".repeat(20_000)}).to_string();
     let mut client = Client::connect(server.address);
     // Only the head is sent: the length it states is enough.
@@ -34,7 +35,11 @@ fn bodies_are_bounded_before_they_are_read() {
 
 #[test]
 fn all_bodies_together_are_bounded() {
-    let options = ServerOptions { max_body_bytes: 1 << 20, max_body_bytes_in_flight: 1 << 20, ..ServerOptions::default() };
+    let options = ServerOptions {
+        max_body_bytes: 1 << 20,
+        max_body_bytes_in_flight: 1 << 20,
+        ..ServerOptions::default()
+    };
     let server = Running::start(quick_engine(), options);
     let mut slow = Client::connect(server.address);
     slow.write(b"POST /v1/items HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n{");
@@ -97,7 +102,8 @@ fn heads_are_bounded() {
 
 #[test]
 fn connections_are_bounded() {
-    let server = Running::start(quick_engine(), ServerOptions { max_connections: 3, ..ServerOptions::default() });
+    let server =
+        Running::start(quick_engine(), ServerOptions { max_connections: 3, ..ServerOptions::default() });
     let mut open: Vec<Client> = (0..3).map(|_| Client::connect(server.address)).collect();
     open.iter_mut().for_each(|client| assert_eq!(client.call("GET", "/livez", &[], b"").status, 200));
     let mut refused = Client::connect(server.address);
@@ -116,11 +122,17 @@ fn connections_are_bounded() {
 #[test]
 fn deadlines_end_requests() {
     let server = Running::start(engine_of(20 * MS, |builder| builder), ServerOptions::default());
-    let body = json!({"prompt": "hello", "output": "text", "max_tokens": 2000, "ignore_eos": true}).to_string();
+    let body =
+        json!({"prompt": "hello", "output": "text", "max_tokens": 2000, "ignore_eos": true}).to_string();
     let mut client = Client::connect(server.address);
     let begun = Instant::now();
     let reply = client.call("POST", "/v1/items", &[("x-request-timeout-ms", "200")], body.as_bytes());
-    assert_eq!((reply.status, &reply.json()["error"]["code"]), (504, &json!("deadline_exceeded")), "{}", reply.text());
+    assert_eq!(
+        (reply.status, &reply.json()["error"]["code"]),
+        (504, &json!("deadline_exceeded")),
+        "{}",
+        reply.text()
+    );
     assert!(begun.elapsed() < 5_000 * MS);
     for bad in ["0", "-1", "soon", "1e3", ""] {
         let reply = client.call("POST", "/v1/items", &[("x-request-timeout-ms", bad)], body.as_bytes());
@@ -161,7 +173,8 @@ fn a_full_queue_is_said_with_a_time_to_come_back() {
 #[test]
 fn a_client_that_leaves_frees_the_engine() {
     let server = Running::start(engine_of(5 * MS, |builder| builder), ServerOptions::default());
-    let body = json!({"prompt": "hello", "output": "text", "max_tokens": 1900, "ignore_eos": true}).to_string();
+    let body =
+        json!({"prompt": "hello", "output": "text", "max_tokens": 1900, "ignore_eos": true}).to_string();
     for streamed in [true, false] {
         let before = server.engine.counters().cancelled.load(Ordering::Relaxed);
         let mut client = Client::connect(server.address);
@@ -182,7 +195,9 @@ fn a_reader_that_takes_nothing_is_cut_off() {
     let options = ServerOptions { send_timeout: 300 * MS, ..ServerOptions::default() };
     let server = Running::start(quick_engine(), options);
     // More than the buffers of both kernels hold.
-    let line = json!({"prompt": "hello", "output": "items", "n": 200, "beam_width": 200, "logprobs": 0}).to_string() + "\n";
+    let line = json!({"prompt": "hello", "output": "items", "n": 200, "beam_width": 200, "logprobs": 0})
+        .to_string()
+        + "\n";
     let body = line.repeat(2000);
     let mut client = Client::connect(server.address);
     let own = client.stream.get_ref().try_clone().unwrap();

@@ -104,7 +104,11 @@ impl Client {
         if find("transfer-encoding").as_deref() == Some("chunked") {
             loop {
                 let mut line = String::new();
-                let len = self.stream.read_line(&mut line).ok().and_then(|_| usize::from_str_radix(line.trim(), 16).ok());
+                let len = self
+                    .stream
+                    .read_line(&mut line)
+                    .ok()
+                    .and_then(|_| usize::from_str_radix(line.trim(), 16).ok());
                 let Some(len) = len else {
                     whole = false;
                     break;

@@ -61,7 +61,8 @@ fn a_drain_that_takes_too_long_cuts_what_is_left() {
     let options = ServerOptions { drain_timeout: 200 * MS, ..ServerOptions::default() };
     let mut server = Running::start(engine_of(20 * MS, |builder| builder), options);
     let mut client = Client::connect(server.address);
-    let body = json!({"prompt": "hello", "output": "text", "max_tokens": 1900, "ignore_eos": true}).to_string();
+    let body =
+        json!({"prompt": "hello", "output": "text", "max_tokens": 1900, "ignore_eos": true}).to_string();
     client.send("POST", "/v1/items", &[("accept", "text/event-stream")], body.as_bytes());
     client.head().expect("a head");
     server.stop();
@@ -79,7 +80,8 @@ fn an_admin_may_ask_for_the_drain() {
 #[test]
 fn a_dead_engine_is_told_to_everybody_and_ends_the_server() {
     let server = Running::start(engine_of(10 * MS, |builder| builder), ServerOptions::default());
-    let body = json!({"prompt": "hello", "output": "text", "max_tokens": 1900, "ignore_eos": true}).to_string();
+    let body =
+        json!({"prompt": "hello", "output": "text", "max_tokens": 1900, "ignore_eos": true}).to_string();
     let mut whole = Client::connect(server.address);
     whole.send("POST", "/v1/items", &[], body.as_bytes());
     let mut streamed = Client::connect(server.address);
@@ -103,8 +105,12 @@ fn a_dead_engine_is_told_to_everybody_and_ends_the_server() {
 
 #[test]
 fn a_hung_step_shows_and_is_declared_dead() {
-    let options =
-        ServerOptions { stall_timeout: 200 * MS, hang_timeout: 1500 * MS, drain_timeout: 1000 * MS, ..ServerOptions::default() };
+    let options = ServerOptions {
+        stall_timeout: 200 * MS,
+        hang_timeout: 1500 * MS,
+        drain_timeout: 1000 * MS,
+        ..ServerOptions::default()
+    };
     let server = Running::start(engine_of(Duration::from_secs(8), |builder| builder), options);
     let address = server.address;
     assert_eq!(get(address, "/readyz").status, 200);
@@ -122,7 +128,8 @@ fn a_hung_step_shows_and_is_declared_dead() {
 fn the_audit_log_has_every_answer() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("audit.jsonl");
-    let options = ServerOptions { audit_log: Some(file.clone()), audit_bytes: 20_000, ..ServerOptions::default() };
+    let options =
+        ServerOptions { audit_log: Some(file.clone()), audit_bytes: 20_000, ..ServerOptions::default() };
     let server = Running::start(quick_engine(), options);
     let mut client = Client::connect(server.address);
     for at in 0..100 {

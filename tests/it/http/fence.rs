@@ -13,7 +13,9 @@ const LINES: usize = 2000;
 /// Starts a batch whose answers nobody reads until they fill every buffer, denies an item, then reads all.
 fn stalled_batch(denied: &str) -> (Reply, u64) {
     let server = Running::quick();
-    let line = json!({"prompt": "hello", "output": "items", "item_types": ["book"], "n": 90, "beam_width": 100}).to_string();
+    let line =
+        json!({"prompt": "hello", "output": "items", "item_types": ["book"], "n": 90, "beam_width": 100})
+            .to_string();
     let body = (line + "\n").repeat(LINES);
     let mut client = Client::connect(server.address);
     let own = client.stream.get_ref().try_clone().unwrap();

@@ -76,7 +76,8 @@ fn nothing_is_open_without_a_key() {
             }
         }
         // Methods that override others are not heard of.
-        let headers = [("x-http-method-override", "GET"), ("x-original-url", "/livez"), ("x-rewrite-url", "/livez")];
+        let headers =
+            [("x-http-method-override", "GET"), ("x-original-url", "/livez"), ("x-rewrite-url", "/livez")];
         assert_eq!(Client::connect(address).call(&method, &path, &headers, b"{}").status, 401);
     }
     server.end();
@@ -108,7 +109,8 @@ fn keys_are_reloaded_while_the_server_runs() {
     assert_eq!(reply.json(), json!({"keys": 2}));
     for (key, status) in [(KEY, 401), (other, 200)] {
         let bearer = format!("Bearer {key}");
-        let reply = Client::connect(server.address).call("GET", "/version", &[("authorization", &bearer)], b"");
+        let reply =
+            Client::connect(server.address).call("GET", "/version", &[("authorization", &bearer)], b"");
         assert_eq!(reply.status, status);
     }
     std::fs::write(file.path(), "nonsense").unwrap();

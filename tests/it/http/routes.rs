@@ -38,7 +38,8 @@ fn streams_say_the_same_as_whole_answers() {
     let body = (0..200).map(mixed).find(names).expect("a seed whose answer names an item");
     let whole = post(server.address, "/v1/items", &body).json();
     let events = [("accept", "text/event-stream")];
-    let reply = Client::connect(server.address).call("POST", "/v1/items", &events, body.to_string().as_bytes());
+    let reply =
+        Client::connect(server.address).call("POST", "/v1/items", &events, body.to_string().as_bytes());
     assert_eq!(reply.header("content-type"), Some("text/event-stream"));
     let (mut text, mut items, mut done) = (String::new(), Vec::new(), None);
     let lines = reply.text();
@@ -67,7 +68,8 @@ fn streams_say_the_same_as_whole_answers() {
     assert_eq!(events.last().unwrap(), "[DONE]");
     let chunks: Vec<Value> =
         events[..events.len() - 1].iter().map(|data| serde_json::from_str(data).unwrap()).collect();
-    let said: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
+    let said: String =
+        chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
     let mut body = chat.clone();
     body.as_object_mut().unwrap().retain(|key, _| !key.starts_with("stream"));
     let whole = post(server.address, "/v1/chat/completions", &body).json();
@@ -147,7 +149,11 @@ fn small_routes_answer() {
     assert_eq!(text["prompt"], "hello there");
     assert_eq!(post(at, "/detokenize", &json!({"tokens": [-1]})).json()["error"]["param"], "tokens[0]");
     let metrics = get(at, "/metrics").text();
-    for name in ["sidereal:num_requests_running ", "sidereal:gate_violations_total 0", "sidereal:kv_cache_usage_perc "] {
+    for name in [
+        "sidereal:num_requests_running ",
+        "sidereal:gate_violations_total 0",
+        "sidereal:kv_cache_usage_perc ",
+    ] {
         assert!(metrics.contains(name), "{name} is not in\n{metrics}");
     }
     assert_eq!(get(at, "/nothing").json()["error"]["code"], "not_found");

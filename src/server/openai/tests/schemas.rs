@@ -10,9 +10,7 @@ fn definitions() -> Map<String, Value> {
     let settings = SchemaSettings::draft2020_12();
     let mut generator = SchemaGenerator::new(settings);
     let all = schemas(&mut generator);
-    for schema in
-        [all.chat_request, all.chat_answer, all.completion_request, all.completion_answer]
-    {
+    for schema in [all.chat_request, all.chat_answer, all.completion_request, all.completion_answer] {
         assert!(schema.get("$ref").is_some(), "{schema:?}");
     }
     generator.take_definitions(true)

@@ -1,5 +1,5 @@
 // The page at `/`: builds a native request, reads its stream of events, shows items, text, times and the path of an item.
-// Titles and texts come from catalogs and models: they enter the document as text nodes only.
+// Titles and texts of others enter the document as text nodes only.
 
 const $ = (id) => document.getElementById(id);
 const all = (selector) => [...document.querySelectorAll(selector)];
@@ -253,7 +253,8 @@ function insert(piece) {
 function showCatalog({ types, attributes = [], filters = [] }) {
   $("type").append(...types.map(({ name }) => make("option", { value: name }, name)));
   $("type").value = types[0]?.name ?? "";
-  attributes.forEach((attribute, place) => {
+  // Those that most types have come first.
+  attributes.sort((one, other) => other.types.length - one.types.length).forEach((attribute, place) => {
     const { name } = attribute;
     const [operator, operand] = OPERANDS[attribute.kind] ?? ["eq", ""];
     const box = make("input", { type: "checkbox", value: name });
@@ -262,7 +263,7 @@ function showCatalog({ types, attributes = [], filters = [] }) {
     const title = `${attribute.kind}, of ${attribute.types.join(", ")}`;
     $("pieces").append(button(() => insert({ attr: name, [operator]: operand }), { title }, name));
   });
-  $("pieces").append(...filters.map((named) => button(() => insert({ named }), { title: "named" }, named)));
+  $("pieces").append(...filters.map((named) => button(() => insert({ named }), {}, named)));
 }
 
 // ---- The answer

@@ -397,6 +397,10 @@ impl Request {
     /// # Errors
     /// [`Error::Invalid`] with the path of the field that is unknown or has the wrong type.
     pub fn from_json(json: &str) -> Result<Request> {
+        // A derived struct would take a list for its fields in order.
+        if json.trim_ascii_start().starts_with('[') {
+            return Err(Error::invalid("request", "a list; expected an object"));
+        }
         let mut deserializer = serde_json::Deserializer::from_str(json);
         let request = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
             let path = error.path().to_string();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, StatusCode, header};
 use futures_core::Stream;
+use tokio::time::{Sleep, sleep_until};
 
 use super::app::App;
 use super::audit::Record;
@@ -19,6 +20,8 @@ use crate::error::{Error, Result};
 
 /// Bodies of more bytes than this are checked and tokenized on a thread of their own, so that they do not hold up others.
 const LONG_BODY: usize = 16 << 10;
+/// How much later than the engine the server looks at deadlines itself.
+const GRACE: Duration = Duration::from_secs(1);
 const TIMEOUT_HEADER: &str = "x-request-timeout-ms";
 
 /// One request of the engine's that is being answered.
@@ -38,8 +41,25 @@ impl Answering {
     }
 }
 
+/// What the engine says by itself, unless one of its steps hangs.
+pub(super) fn too_late() -> Error {
+    Error::Deadline("the request's time is over, and the engine has not said so".to_owned())
+}
+
+/// A timer that goes off when the engine must have ended a request by itself.
+pub(super) fn watchdog(deadline: Instant) -> Pin<Box<Sleep>> {
+    Box::pin(sleep_until((deadline + GRACE).into()))
+}
+
 /// The whole answers, in order. All are read at the same time: what nobody reads is cut off.
-pub(super) async fn wait_all(answering: Vec<Answering>) -> Result<Vec<Answer>> {
+pub(super) async fn wait_all(answering: Vec<Answering>, deadline: Instant) -> Result<Vec<Answer>> {
+    tokio::select! {
+        answers = read_all(answering) => answers,
+        () = watchdog(deadline) => Err(too_late()),
+    }
+}
+
+async fn read_all(answering: Vec<Answering>) -> Result<Vec<Answer>> {
     let mut slots: Vec<_> = answering.into_iter().map(Some).collect();
     let mut answers: Vec<Option<Answer>> = slots.iter().map(|_| None).collect();
     std::future::poll_fn(|cx| {

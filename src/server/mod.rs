@@ -26,6 +26,8 @@ mod openai;
 mod openapi;
 mod options;
 mod page;
+#[doc(hidden)]
+pub mod reading;
 mod reply;
 mod socket;
 mod tokens;

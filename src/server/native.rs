@@ -119,9 +119,9 @@ pub(super) async fn items(
     let answering = submit(&app, &context, ends, checked.map(|one| vec![one]))?;
     let fence = Fence { wire: context.wire.clone(), deny: app.deny_list().cloned() };
     if accepts_events(&headers) {
-        return Ok(stream(answering, Box::new(NativeEvents { context }), fence));
+        return Ok(stream(answering, ends, Box::new(NativeEvents { context }), fence));
     }
-    let answers = wait_all(answering).await?;
+    let answers = wait_all(answering, ends).await?;
     let Some(answer) = answers.first() else {
         return Err(Error::Dead("no request was run".to_owned()).into());
     };

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::call::Answering;
+use super::call::{Answering, too_late, watchdog};
 use super::error::ApiError;
 use super::fence::Wire;
 use crate::catalog::DenyList;
@@ -125,6 +125,8 @@ struct Streaming {
     fence: Fence,
     ended: bool,
     silence: Pin<Box<Sleep>>,
+    /// Goes off if the engine does not end the request in time.
+    watchdog: Pin<Box<Sleep>>,
 }
 
 impl Streaming {
@@ -171,6 +173,10 @@ impl HttpBody for Streaming {
         }
         let mut out = Sse::default();
         this.gather(cx, &mut out);
+        if !this.ended && this.watchdog.as_mut().poll(cx).is_ready() {
+            this.encode.failed(&too_late().into(), &mut out);
+            (this.ended, this.answering) = (true, Vec::new());
+        }
         if out.bytes.is_empty() {
             if this.ended {
                 return Poll::Ready(None);
@@ -194,11 +200,17 @@ impl HttpBody for Streaming {
 }
 
 /// An answer that is sent as it is made.
-pub(super) fn stream(answering: Vec<Answering>, encode: Box<dyn Encode>, fence: Fence) -> Response {
+pub(super) fn stream(
+    answering: Vec<Answering>,
+    deadline: std::time::Instant,
+    encode: Box<dyn Encode>,
+    fence: Fence,
+) -> Response {
     let answering = answering.into_iter().map(Some).collect();
     let silence = Box::pin(sleep(SILENCE));
-    let mut response =
-        Response::new(Body::new(Streaming { answering, encode, fence, ended: false, silence }));
+    let watchdog = watchdog(deadline);
+    let streaming = Streaming { answering, encode, fence, ended: false, silence, watchdog };
+    let mut response = Response::new(Body::new(streaming));
     for (name, value) in [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-cache"),

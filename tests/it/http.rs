@@ -14,6 +14,8 @@ mod end;
 mod fence;
 #[path = "http/keys.rs"]
 mod keys;
+#[path = "http/random.rs"]
+mod random;
 #[path = "http/routes.rs"]
 mod routes;
 

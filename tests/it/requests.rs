@@ -1,7 +1,7 @@
 //! The bounds of a request: every field at its edges, and then ten thousand requests that nobody would write.
 
 #[path = "requests/random.rs"]
-mod random;
+pub mod random;
 #[path = "requests/table.rs"]
 pub mod table;
 

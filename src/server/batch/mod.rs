@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+pub(super) use self::lines::BatchLine;
 use self::work::{Line, answer};
 use super::app::App;
 use super::error::ApiError;

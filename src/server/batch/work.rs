@@ -73,13 +73,13 @@ async fn run(
         BatchBody::Chat(body) => Task::OpenAi(Route::Chat, Box::new(body.plan()?)),
         BatchBody::Completion(body) => Task::OpenAi(Route::Completion, Box::new(body.plan()?)),
     });
-    let answering = loop {
+    let (answering, ends) = loop {
         let (engine, own) = (app.engine.clone(), Arc::clone(&task));
         let checked = aside(bytes, move || own.check(&engine)).await?;
         // From here on, not from the beginning of a batch that may take hours.
         let ends = Instant::now() + app.options.max_request_time;
         match submit(app, context, ends, checked) {
-            Ok(answering) => break answering,
+            Ok(answering) => break (answering, ends),
             Err(error) if error.code == "overloaded" => {
                 let wait = error.retry_after.unwrap_or(MAX_WAIT).min(MAX_WAIT);
                 tokio::time::sleep(wait).await;
@@ -87,7 +87,7 @@ async fn run(
             Err(error) => return Err(error),
         }
     };
-    let answers = wait_all(answering).await.map_err(|error| refused(app, error))?;
+    let answers = wait_all(answering, ends).await.map_err(|error| refused(app, error))?;
     Ok(match &*task {
         Task::OpenAi(route, plan) => {
             let encoder = Encoder::new(plan, route.reply(&app.options.model_name), app.engine.clone());

@@ -95,9 +95,9 @@ async fn answer(
     let encoder = Encoder::new(&plan, route.reply(&app.options.model_name), app.engine.clone());
     let fence = Fence { wire: context.wire.clone(), deny: app.deny_list().cloned() };
     if plan.stream {
-        return Ok(stream(answering, Box::new(OpenAiEvents { encoder }), fence));
+        return Ok(stream(answering, ends, Box::new(OpenAiEvents { encoder }), fence));
     }
-    let Chunk { json, items } = encoder.whole(&wait_all(answering).await?);
+    let Chunk { json, items } = encoder.whole(&wait_all(answering, ends).await?);
     Ok(whole(json, items, fence))
 }
 

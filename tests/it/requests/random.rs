@@ -12,7 +12,7 @@ use sidereal::engine::{Answer, AnswerPart, Engine, Event, EventStream, Output, R
 use super::{engine, parse};
 
 /// Values that some field might take amiss.
-fn odd_value(random: &mut StdRng) -> Value {
+pub fn odd_value(random: &mut StdRng) -> Value {
     let values = [
         json!(null),
         json!(true),
@@ -145,7 +145,7 @@ fn right_fields(random: &mut StdRng, fields: &mut Map<String, Value>) {
     }
 }
 
-fn random_request(random: &mut StdRng, names: &[String]) -> Value {
+pub fn random_request(random: &mut StdRng, names: &[String]) -> Value {
     let mut fields = Map::new();
     prompt(random, &mut fields);
     right_fields(random, &mut fields);

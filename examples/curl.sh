@@ -2,10 +2,11 @@
 # Asks a running `sidereal serve` by curl: examples/curl.sh [URL]. SIDEREAL_KEY, if set, is sent as the key.
 set -euo pipefail
 url="${1:-http://127.0.0.1:8000}"
-ask=(curl --silent --show-error --fail-with-body --no-buffer -H 'Content-Type: application/json')
+send=(curl --silent --show-error --no-buffer)
 if [ -n "${SIDEREAL_KEY:-}" ]; then
-    ask+=(-H "Authorization: Bearer $SIDEREAL_KEY")
+    send+=(-H "Authorization: Bearer $SIDEREAL_KEY")
 fi
+ask=("${send[@]}" --fail-with-body -H 'Content-Type: application/json')
 show() { printf '\n== %s\n' "$1"; }
 
 show "what is served"
@@ -32,15 +33,14 @@ show "a choice"
   "messages": [{"role": "user", "content": "Salt or sweet?"}], "choice": ["salt", "sweet"]}'
 
 show "JSON lines in, JSON lines out"
-printf '%s\n' '{"id": "a", "prompt": "harbour", "n": 1}' '{"id": "b", "prompt": "harbour", "output": "text", "max_tokens": 4}' |
-    "${ask[@]}" "$url/v1/batch" -H 'Content-Type: application/jsonl' --data-binary @-
+printf '%s\n' '{"id": "a", "prompt": "harbour", "output": "items", "n": 1}' '{"id": "b", "prompt": "harbour", "output": "text", "max_tokens": 4}' |
+    "${send[@]}" --fail-with-body "$url/v1/batch" -H 'Content-Type: application/jsonl' --data-binary @-
 
 show "tokens"
 "${ask[@]}" "$url/tokenize" -d '{"prompt": "the harbour"}'
 
 show "a mistake"
-curl --silent -H 'Content-Type: application/json' ${SIDEREAL_KEY:+-H "Authorization: Bearer $SIDEREAL_KEY"} "$url/v1/items" \
-    -d '{"prompt": "harbour", "beam_width": 0}'
+"${send[@]}" -H 'Content-Type: application/json' "$url/v1/items" -d '{"prompt": "harbour", "beam_width": 0}'
 
 show "how it is doing"
 "${ask[@]}" "$url/readyz"

@@ -7,6 +7,8 @@
 //! [`engine`] → [`model`] → [`device`] → [`catalog`], [`kv`], [`text`] → [`error`]. Beside the engine stands [`sid`], which makes Semantic
 //! IDs from embeddings and knows models, texts and catalogs.
 
+#[cfg(feature = "capi")]
+pub mod capi;
 pub mod catalog;
 pub mod device;
 pub mod engine;

@@ -35,7 +35,10 @@ class Server:
         self.port, self.admin_port, self.key = port or free_port(), free_port(), key
         self.url = f"http://127.0.0.1:{self.port}"
         self.admin = f"http://127.0.0.1:{self.admin_port}"
-        self._log = tempfile.NamedTemporaryFile(mode="rb", prefix="sidereal-", suffix=".log")
+        # For the log, and for what programs leave behind that are run beside the server.
+        self._folder = tempfile.TemporaryDirectory(prefix="sidereal-")
+        self.folder = pathlib.Path(self._folder.name)
+        self._log = (self.folder / "log").open("wb")
         command = [str(BINARY), "serve", "--port", str(self.port), "--admin-port", str(self.admin_port), *options]
         if MODEL:
             command += ["--model", MODEL, "--catalog", str(pathlib.Path(MODEL) / "catalog.jsonl")]
@@ -60,7 +63,7 @@ class Server:
         raise AssertionError(f"the server was not ready after 60 s:\n{self.log()}")
 
     def log(self) -> str:
-        return pathlib.Path(self._log.name).read_text(errors="replace")
+        return (self.folder / "log").read_text(errors="replace")
 
     def ask(self, path: str, body=None, *, method: str | None = None, admin: bool = False, headers: dict | None = None):
         """Status and JSON (or text) of an answer."""

@@ -1,7 +1,7 @@
 //! Options that name a model, a catalog and a device, and the way from them to an engine.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -13,6 +13,7 @@ use sidereal::device::cuda::CudaDriver;
 use sidereal::device::cuda::CudaOptions;
 #[cfg(feature = "emulated")]
 use sidereal::device::cuda::{EmulatedDriver, EmulatedOptions};
+use sidereal::device::hash::HashDevice;
 use sidereal::device::ops::DType;
 use sidereal::engine::{Engine, EngineBuilder, Limits};
 
@@ -44,6 +45,9 @@ pub struct LoadArgs {
     /// Memory of the key/value cache in MiB [default: 512, less for small models; on a GPU what is free]
     #[arg(long, value_name = "MIB")]
     pub cache_mib: Option<usize>,
+    /// With --device hash: what a step takes at least
+    #[arg(long, value_name = "MS", hide = true)]
+    pub step_ms: Option<f64>,
     /// Rows of one step: prompt tokens and beams computed together [default: 512, on a GPU 8192]
     #[arg(long, value_name = "N")]
     pub max_rows: Option<usize>,
@@ -81,12 +85,19 @@ pub enum DeviceArg {
     /// The CUDA kernels, run by the processor: for tests, slow
     #[cfg(feature = "emulated")]
     Emulated,
+    /// A hash instead of the model: answers are valid and mean nothing; for measurements of everything else
+    #[value(hide = true)]
+    Hash,
 }
 
 impl DeviceArg {
     /// The type of activations unless one is named.
     pub fn dtype(self) -> DTypeArg {
-        if self == DeviceArg::Cpu { DTypeArg::F32 } else { DTypeArg::Bf16 }
+        match self {
+            DeviceArg::Cpu | DeviceArg::Hash => DTypeArg::F32,
+            #[cfg(any(feature = "cuda", feature = "emulated"))]
+            _ => DTypeArg::Bf16,
+        }
     }
 
     /// Puts an engine, otherwise complete, on the device.
@@ -99,6 +110,7 @@ impl DeviceArg {
                 let _ = reproducible;
                 builder
             }
+            DeviceArg::Hash => builder.device(|config| Ok(Box::new(HashDevice::new(config, Duration::ZERO)?))),
             #[cfg(feature = "cuda")]
             DeviceArg::Cuda => builder.on_cuda(Box::new(CudaDriver::new(0)?), options)?,
             #[cfg(feature = "emulated")]
@@ -151,6 +163,10 @@ impl LoadArgs {
         }
         if let Some(mib) = self.cache_mib {
             builder = builder.cache_bytes(mib.checked_mul(1 << 20).context("--cache-mib: too large")?);
+        }
+        if let (DeviceArg::Hash, Some(ms)) = (self.device, self.step_ms) {
+            let step = Duration::try_from_secs_f64(ms / 1e3).context("--step-ms")?;
+            return Ok(builder.device(move |config| Ok(Box::new(HashDevice::new(config, step)?))));
         }
         self.device.place(builder, self.reproducible)
     }

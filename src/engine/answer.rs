@@ -216,6 +216,7 @@ pub struct Answer {
     pub exhausted: Option<bool>,
     /// Types whose quota could not be met.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "server", schemars(default))]
     pub exhausted_types: Vec<String>,
     /// The ranked list (`items`).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -235,6 +236,7 @@ pub struct Answer {
     pub logprobs: Option<Vec<TokenLogprob>>,
     /// Notes on what was left out: unknown items skipped, history items dropped, tokens cut (names and counts).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[cfg_attr(feature = "server", schemars(default))]
     pub dropped: BTreeMap<&'static str, usize>,
     /// What it cost.
     pub usage: Usage,

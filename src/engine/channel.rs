@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use super::answer::Event;
 use super::status::{Status, Ticket};
@@ -196,6 +197,41 @@ impl EventStream {
             }
         }
         Err(Error::Dead("the answer ended without its last event".to_owned()))
+    }
+}
+
+/// What a wait of bounded length came to.
+#[derive(Clone, Debug)]
+pub enum Waited {
+    /// An event, or what ended the request instead of an answer.
+    Event(Result<Event>),
+    /// Nothing follows.
+    Ended,
+    /// Nothing came in time.
+    TimedOut,
+}
+
+impl EventStream {
+    /// Waits for the next event, but no longer than `patience`.
+    pub fn wait_for(&mut self, patience: Duration) -> Waited {
+        let deadline = Instant::now().checked_add(patience);
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        loop {
+            if let Some(event) = self.pop(&mut state) {
+                return event.map_or(Waited::Ended, Waited::Event);
+            }
+            // Beyond the clock's end: a year at a time.
+            let left = deadline.map_or(Duration::from_secs(31_536_000), |end| {
+                end.saturating_duration_since(Instant::now())
+            });
+            if left.is_zero() {
+                return Waited::TimedOut;
+            }
+            state.waiting = true;
+            state = shared.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting = false;
+        }
     }
 }
 

@@ -1,8 +1,11 @@
 //! One request's life: checked, queued, planned, run, answered.
 //!
-//! [`Request`] → [`ValidatedRequest`] (`validate`, `prompt`) → a job (`job`) in the schedule (`schedule`) that the wheel
-//! (`wheel`) turns: `schedule -> plan -> run -> outcome` → [`Event`]s on the request's own channel (`channel`), the last of them the
-//! [`Answer`] (`text_answer`, `items_answer`).
+//! [`Request`] → [`ValidatedRequest`] (`validate`, `prompt`) → with a [`Submission`] a job (`job`) that waits its tenant's turn
+//! (`queue`) in the schedule (`schedule`) of the wheel (`wheel`): `schedule -> plan -> run -> outcome` (`progress`) → [`Event`]s on
+//! the request's own channel (`channel`), the last of them the [`Answer`] (`text_answer`, `items_answer`).
+//!
+//! What waits, whether the wheel turns, and why it has stopped is read from any thread (`status`): [`Load`], [`Health`], [`Death`],
+//! [`Counters`].
 
 mod answer;
 mod builder;
@@ -31,7 +34,7 @@ pub use answer::{
     Answer, AnswerItem, AnswerPart, Attributes, ChoiceScore, Event, FinishReason, Timing, TokenLogprob, Usage,
 };
 pub use builder::EngineBuilder;
-pub use channel::{EventStream, MAX_UNREAD_BYTES};
+pub use channel::{EventStream, MAX_UNREAD_BYTES, Waited};
 pub use counters::Counters;
 pub use handle::Engine;
 #[doc(hidden)]

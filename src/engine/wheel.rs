@@ -88,6 +88,11 @@ impl Wheel {
     /// Queues a request.
     pub(crate) fn submit(&mut self, arrival: Arrival) {
         let Arrival { request, submission, at, events } = arrival;
+        if events.is_unwanted() {
+            // It left before the queue was looked at with it inside.
+            self.counters.cancelled.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let text = match &request.task {

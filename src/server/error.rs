@@ -111,8 +111,9 @@ impl IntoResponse for ApiError {
             headers.insert("retry-after-ms", HeaderValue::from(after.as_millis().max(1) as u64));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            // Browsers ask for a password then: any name, the key as password.
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"sidereal\", Bearer"));
+            // Browsers ask for a password then: any name, the key as password. Chromium overlooks both schemes if one has no parameter.
+            let schemes = "Basic realm=\"sidereal\", Bearer realm=\"sidereal\"";
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(schemes));
         }
         if matches!(self.status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE) {
             // The rest of the body is not read.

@@ -192,7 +192,8 @@ fn operation(route: Route, error: &Value) -> Value {
         Output::Json(schema) => (200, Some(content("application/json", schema.as_value()))),
         Output::JsonOrEvents(schema) => {
             let mut both = content("application/json", schema.as_value());
-            both["text/event-stream"] = json!({ "schema": text });
+            // No schema: a reader of the document would hold it against each event.
+            both["text/event-stream"] = json!({});
             (200, Some(both))
         }
         Output::Lines => (200, Some(content("application/jsonl", &text))),

@@ -1,10 +1,10 @@
 """OpenAI's own client against the server, unchanged: what it parses, what it raises."""
 
 import asyncio
+import base64
 import itertools
 import tempfile
 
-import httpx
 import openai
 import pytest
 from served import Server
@@ -290,11 +290,13 @@ def test_keys_are_asked_for():
                 answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=4)
                 assert answer.choices[0].message.content is not None
             # The page's way: the key as a password.
-            assert httpx.get(f"{server.url}/", auth=("anybody", KEY)).status_code == 200
-            assert httpx.get(f"{server.url}/").status_code == 401
-            assert httpx.get(f"{server.url}/readyz").status_code == 200
-            assert httpx.post(f"{server.admin}/admin/keys/reload", headers={"Authorization": f"Bearer {KEY}"}).status_code == 403
-            assert httpx.post(f"{server.admin}/admin/keys/reload", headers={"Authorization": f"Bearer {OTHER}"}).json() == {"keys": 2}
+            basic = base64.b64encode(f"anybody:{KEY}".encode()).decode()
+            assert server.ask("/", headers={"Authorization": f"Basic {basic}"})[0] == 200
+            assert server.ask("/", headers={"Authorization": ""})[0] == 401
+            assert server.ask("/readyz", headers={"Authorization": ""})[0] == 200
+            assert server.ask("/admin/keys/reload", {}, admin=True)[0] == 403
+            theirs = {"Authorization": f"Bearer {OTHER}"}
+            assert server.ask("/admin/keys/reload", {}, admin=True, headers=theirs) == (200, {"keys": 2})
 
 
 def test_a_full_queue_is_a_rate_limit():

@@ -298,6 +298,8 @@ fn an_engine_that_panics_dies_with_the_reason_and_the_host_lives() {
     let error = engine.generate(&request).expect_err("and stays dead");
     assert!(matches!(&error, Error::Dead(reason) if reason.contains("row 7 of 3")), "{error}");
     assert!(engine.death().is_some_and(|reason| reason.contains("row 7 of 3")));
+    let load = || engine.load();
+    until("the counts to be empty", || load().waiting_requests + load().running_requests == 0);
 }
 
 fn hash_threaded(rows: usize, step: Duration) -> Engine {

@@ -55,7 +55,8 @@ def open_page(browser, server: Server):
     def opener(width=1280, height=900, scheme="light", base=server.url, **options) -> Page:
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **options)
         contexts.append(context)
-        if INSTEAD:
+        # What is fetched in the page's place knows no password.
+        if INSTEAD and "http_credentials" not in options:
             for path, name in (("/", "index.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
                 context.route(base + path, lambda route, _, name=name: fulfil(route, name))
         page = context.new_page()

@@ -35,8 +35,8 @@ impl Frontend {
     ) -> Result<(Task, Room)> {
         let output = request.output.unwrap_or_default();
         forbid(&list_options(request), "output text or mixed", "it shapes a list of items")?;
-        let width =
-            integer("span_beam", request.span_beam, 8, 1..=self.limits.beam_width.min(self.max_rows))? as u32;
+        let widest = self.limits.beam_width.min(self.max_rows);
+        let width = integer("span_beam", request.span_beam, 8.min(widest), 1..=widest)? as u32;
         let mut private = 0;
         let spans = if output == Output::Mixed {
             let grounding = self.grounding(request, view, filter, dropped)?;

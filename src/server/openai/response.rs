@@ -246,9 +246,11 @@ pub(super) struct Notes<'a> {
     pub exhausted: Option<bool>,
     /// Types whose quota could not be met.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub exhausted_types: Vec<&'a str>,
     /// What was left out: names and counts.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(default)]
     pub dropped: BTreeMap<&'static str, usize>,
 }
 

@@ -9,6 +9,7 @@ use sidereal::catalog::synthetic::tiny_records;
 use sidereal::engine::{Answer, AnswerPart, EngineBuilder, Event, EventStream, Request};
 use sidereal::ids::TokenId;
 
+use super::turnstile::Turnstile;
 use super::{hash_engine, hash_threaded, until};
 
 fn parse(value: Value) -> Request {
@@ -141,7 +142,7 @@ fn tokens_that_spell_a_denied_item_are_not_handed_out() {
 
 #[test]
 fn attributes_come_with_the_items() {
-    let engine = hash_threaded(64, Duration::ZERO);
+    let engine = hash_threaded(512, Duration::ZERO);
     engine
         .catalog()
         .unwrap()
@@ -161,10 +162,11 @@ fn attributes_come_with_the_items() {
         }
     };
     let list = json!({"prompt": "hello", "output": "items", "n": 300, "beam_width": 300, "collisions": "all",
-                      "return_attributes": ["genres", "year", "year"]});
+                      "exclude": ["book:1", "film:1"], "return_attributes": ["genres", "year", "year"]});
     let answer = serde_json::to_value(engine.generate(&parse(list)).unwrap()).unwrap();
     let items = answer["items"].as_array().unwrap();
-    assert_eq!(items.len(), 300);
+    // Everything that is alive.
+    assert_eq!(items.len(), 299);
     for item in items {
         assert_eq!(item["attributes"], expected(item["id"].as_str().unwrap()), "{item}");
     }
@@ -204,13 +206,19 @@ fn the_times_of_an_answer_are_those_of_its_steps() {
     let wall = start.elapsed();
     assert!(timing.prefill >= 4 * step && timing.decode >= 5 * step, "{timing:?}");
     assert!(timing.queue + timing.prefill + timing.decode <= wall, "{timing:?} of {wall:?}");
-    // One list has all rows of a step; another waits for its three levels.
+    // One list has all rows of a step, and its first step is held up; another waits for its end.
+    let gate = Turnstile::default();
+    let engine = gate.engine(|builder| builder.max_rows(8));
     let list =
         parse(json!({"prompt": "a", "output": "items", "beam_width": 8, "n": 8, "item_types": ["book"]}));
     let streams = [engine.submit(&list).unwrap(), engine.submit(&list).unwrap()];
+    gate.wait_for_step();
+    let held = Instant::now();
+    until("a while", || held.elapsed() >= step);
+    gate.open();
     let [first, second] = streams.map(|stream| stream.wait().unwrap().timing);
-    assert!(first.decode >= 2 * step, "{first:?}");
-    assert!(second.queue >= 2 * step, "{second:?}");
+    assert!(first.prefill >= step, "{first:?}");
+    assert!(second.queue >= step, "{second:?}");
 }
 
 #[test]

@@ -48,7 +48,12 @@ impl Wake for Alarms {
 }
 
 fn text() -> Request {
-    Request { prompt: Some("hello".to_owned()), max_tokens: Some(4), ..Request::default() }
+    Request {
+        prompt: Some("hello".to_owned()),
+        max_tokens: Some(4),
+        ignore_eos: Some(true),
+        ..Request::default()
+    }
 }
 
 fn poll(stream: &mut EventStream, waker: &Waker) -> Poll<Option<sidereal::Result<sidereal::engine::Event>>> {

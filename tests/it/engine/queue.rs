@@ -105,9 +105,9 @@ fn a_flood_of_one_tenant_does_not_hold_up_another() {
 
 #[test]
 fn one_tenant_is_answered_in_order() {
-    // One text at a time, and two steps each: the queue's order is the order of the answers.
-    let (mut parts, _) = hash_engine(64, 1);
-    let mut streams: Vec<_> = (0..20).map(|_| parts.submit(&text(5..6, 2)).unwrap()).collect();
+    // A list has all rows of a step, so there is one at a time: the queue's order is the order of the answers.
+    let (mut parts, _) = hash_engine(64, 8);
+    let mut streams: Vec<_> = (0..20).map(|_| parts.submit(&beam(8)).unwrap()).collect();
     for done in 1..=streams.len() {
         while parts.counters.finished.load(Ordering::Relaxed) < done as u64 {
             assert_eq!(parts.wheel.turn().unwrap(), Turn::Ran);
@@ -155,8 +155,9 @@ fn prompt_tokens_that_wait_are_bounded() {
 
 #[test]
 fn a_deadline_ends_what_waits_and_what_runs() {
-    let (mut parts, open) = hash_engine(64, 8);
-    let soon = Instant::now() + Duration::from_millis(5);
+    let (mut parts, open) = hash_engine(256, 64);
+    // Time enough to submit and to turn once, on a busy machine too.
+    let soon = Instant::now() + Duration::from_millis(500);
     let until_soon = || Submission { deadline: Some(soon), ..Submission::default() };
     let later = Submission { deadline: Some(soon + Duration::from_secs(3600)), tenant: 3 };
     let running: Vec<_> =
@@ -166,9 +167,7 @@ fn a_deadline_ends_what_waits_and_what_runs() {
     let waiting = parts.submit_with(&text(5..9, 1000), until_soon()).unwrap();
     let mut patient = parts.submit_with(&text(5..9, 4), later).unwrap();
     assert_eq!(parts.load().running_requests, 5);
-    while Instant::now() < soon {
-        std::hint::spin_loop();
-    }
+    until("the deadline", || Instant::now() >= soon);
     parts.wheel.turn().unwrap();
     // All their blocks went before this step was planned.
     assert_eq!((parts.wheel.jobs(), parts.load().running_requests), (1, 1));
@@ -225,8 +224,8 @@ fn counts_do_not_drift() {
     let work = |seed: u64| {
         let mut random = StdRng::seed_from_u64(seed);
         let mut streams = Vec::new();
-        let (mut accepted, mut refused) = (0, 0);
-        for _ in 0..500 {
+        let mut accepted = 0;
+        while accepted < 150 {
             let request = match random.random_bool(0.5) {
                 true => beam(random.random_range(1..30)),
                 false => text(0..random.random_range(1..60), random.random_range(1..30)),
@@ -239,10 +238,7 @@ fn counts_do_not_drift() {
                     accepted += 1;
                     streams.push(stream);
                 }
-                Err(Error::Overloaded(_)) => {
-                    refused += 1;
-                    std::thread::yield_now();
-                }
+                Err(Error::Overloaded(_)) => std::thread::yield_now(),
                 Err(Error::Deadline(_)) => {}
                 Err(error) => panic!("{error}"),
             }
@@ -253,14 +249,11 @@ fn counts_do_not_drift() {
         for stream in streams {
             assert!(matches!(stream.wait(), Ok(_) | Err(Error::Deadline(_))));
         }
-        (accepted, refused)
     };
-    let counts = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let work = &work;
-        let threads: Vec<_> = (0..4).map(|seed| scope.spawn(move || work(seed))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        (0..4).for_each(|seed| drop(scope.spawn(move || work(seed))));
     });
-    assert!(counts.iter().all(|(accepted, _)| *accepted > 50), "{counts:?}");
     until("rest", || nothing(engine.load()));
     // As many as the bound allows are still accepted together.
     let gate = Turnstile::default();

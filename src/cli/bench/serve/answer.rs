@@ -41,7 +41,7 @@ pub struct Seen {
     pub tokens: Option<Tokens>,
     /// Name of the state of the catalog.
     pub snapshot: Option<String>,
-    /// Whether the server says that fewer items were alive than asked for.
+    /// Whether the server says why there are fewer items than asked for.
     pub exhausted: bool,
     /// An error in the body or the stream.
     pub error: Option<String>,
@@ -65,6 +65,8 @@ struct Wire<'a> {
     #[serde(borrow)]
     snapshot: Option<Cow<'a, str>>,
     exhausted: Option<bool>,
+    exhausted_types: Vec<String>,
+    dropped: Option<WireDropped>,
     #[serde(borrow)]
     items: Option<Vec<WireItem<'a>>>,
     #[serde(borrow)]
@@ -75,6 +77,13 @@ struct Wire<'a> {
     #[serde(borrow)]
     text: Option<Cow<'a, str>>,
     usage: Option<WireUsage>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct WireDropped {
+    /// Taken down while the answer was made.
+    denied_items: u64,
 }
 
 #[derive(Deserialize)]
@@ -206,7 +215,8 @@ impl Seen {
         if let Some(snapshot) = wire.snapshot {
             self.snapshot = Some(snapshot.into_owned());
         }
-        self.exhausted |= wire.exhausted.unwrap_or(false);
+        let denied = wire.dropped.is_some_and(|dropped| dropped.denied_items > 0);
+        self.exhausted |= wire.exhausted.unwrap_or(false) || !wire.exhausted_types.is_empty() || denied;
         if let Some(usage) = wire.usage {
             let details = usage.prompt_tokens_details.and_then(|details| details.cached_tokens);
             self.tokens = Some(Tokens {
@@ -287,6 +297,14 @@ mod tests {
         let body = r#"{"content":[{"type":"text","text":"Try "},{"type":"item","id":"b","item_type":"film","sid":[7],"score":0}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#;
         seen.whole(body.as_bytes()).unwrap();
         assert_eq!(seen.items, [item("b", "film", &[7], 0)]);
+        assert!(!seen.exhausted);
+        for notes in
+            [r#"{"exhausted_types":["book"]}"#, r#"{"dropped":{"denied_items":1,"unknown_items":2}}"#]
+        {
+            seen.reset();
+            seen.whole(notes.as_bytes()).unwrap();
+            assert!(seen.exhausted, "{notes}");
+        }
         assert!(seen.whole(b"<html>").unwrap_err().contains("<html>"));
     }
 

@@ -288,7 +288,7 @@ mod tests {
             ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 None\r\n\r\n", Head { status: 204, ..HEAD }, ""),
             (
                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\ncontent-type: text/event-stream; charset=utf-8\r\n\r\n\
-                 5\r\nhello\r\n00A;x=\"y\"\r\n, and more.\r\n0\r\n\r\n",
+                 5\r\nhello\r\n00B;x=\"y\"\r\n, and more.\r\n0\r\n\r\n",
                 Head { event_stream: true, ..HEAD },
                 "hello, and more.",
             ),

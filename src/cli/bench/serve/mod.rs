@@ -50,6 +50,7 @@ const CONCURRENCY: (usize, usize) = (8, 4096);
 const DISTINCT: usize = 4096;
 /// Bounds of options.
 const MAX_CONCURRENCY: usize = 65_536;
+const MAX_THREADS: usize = 256;
 const MAX_DISTINCT: usize = 1_000_000;
 const MAX_RATE: f64 = 1e6;
 
@@ -114,7 +115,7 @@ struct Amount {
     /// Longest time of a request
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = kinds::parse_duration)]
     timeout: Duration,
-    /// Share of streamed answers that are dropped after 1 to 16 pieces
+    /// Share of streamed answers that are dropped after 1 to 16 pieces, unless they end before
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     cancel: f64,
 }
@@ -207,7 +208,9 @@ impl ServeBench {
         if let Some(path) = &self.result.plot {
             let all = report::total(&outcome.recorder);
             let title = format!("{}: {} requests", self.url, report.counts().done);
-            let picture = plot::svg(&title, &report::distributions(&all));
+            let series =
+                report::distributions(&all).map(|(name, histogram)| (report::meaning(name), histogram));
+            let picture = plot::svg(&title, &series);
             std::fs::write(path, picture).with_context(|| path.display().to_string())?;
         }
         let counts = report.counts();
@@ -258,8 +261,8 @@ impl ServeBench {
         };
         let default = if rate.is_some() { CONCURRENCY.1 } else { CONCURRENCY.0 };
         let concurrency = self.amount.concurrency.unwrap_or(default.max(threads));
-        within("--concurrency", concurrency as f64, 1.0, MAX_CONCURRENCY as f64)?;
-        within("--threads", threads as f64, 1.0, concurrency as f64)?;
+        within("--threads", threads as f64, 1.0, MAX_THREADS as f64)?;
+        within("--concurrency", concurrency as f64, threads as f64, MAX_CONCURRENCY as f64)?;
         within("--cancel", cancel, 0.0, 1.0)?;
         within("--burstiness", burstiness, 0.001, f64::INFINITY)?;
         let pace = match rate {

@@ -11,7 +11,7 @@ const MARGIN: (f64, f64, f64, f64) = (70.0, 48.0, 190.0, 50.0);
 /// Marks of the axis.
 const MARKS: [(&str, f64); 6] =
     [("0", 0.0), ("50", 0.5), ("90", 0.9), ("99", 0.99), ("99.9", 0.999), ("99.99", 0.9999)];
-/// Colours that also differ in brightness.
+/// Colours of the curves.
 const COLOURS: [&str; 6] = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf"];
 /// Points of a curve.
 const POINTS: usize = 240;
@@ -35,7 +35,8 @@ fn ms(ns: u64) -> f64 {
 
 impl Frame {
     fn of(series: &[&(&str, &Histogram)]) -> Frame {
-        let least = series.iter().filter_map(|(_, h)| h.quantile(0.0)).map(ms).fold(f64::INFINITY, f64::min);
+        // What came at once, together with what was before, would take the room of all the rest.
+        let least = series.iter().filter_map(|(_, h)| h.quantile(0.1)).map(ms).fold(f64::INFINITY, f64::min);
         let most = series.iter().map(|(_, h)| ms(h.max())).fold(0.0, f64::max);
         let (low, high) = match series.is_empty() {
             true => (0, 1),
@@ -50,7 +51,7 @@ impl Frame {
     }
 
     fn y(&self, ms: f64) -> f64 {
-        let part = (ms.log10() - f64::from(self.low)) / f64::from(self.high - self.low);
+        let part = ((ms.log10() - f64::from(self.low)) / f64::from(self.high - self.low)).max(0.0);
         MARGIN.1 + (1.0 - part) * self.height
     }
 

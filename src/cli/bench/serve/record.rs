@@ -12,11 +12,11 @@ use super::pool::Prepared;
 use super::verify::Verifier;
 
 /// Messages of each sort that are kept.
-const KEPT: usize = 3;
+const KEPT: usize = 5;
 /// A request sent so long after its time is late.
 const LATE: Duration = Duration::from_millis(1);
 
-/// Messages with their counts; of different ones the first three.
+/// Messages with their counts; of different ones the first five.
 #[derive(Clone, Debug, Default)]
 pub struct Messages(Vec<(String, u64)>);
 
@@ -195,8 +195,9 @@ fn ns(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Milliseconds with three places.
 fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
+    time.as_micros() as f64 / 1e3
 }
 
 impl Recorder {

@@ -141,6 +141,11 @@ pub fn distributions(record: &KindRecord) -> [(&'static str, &Histogram); 6] {
     ]
 }
 
+/// What a distribution is of.
+pub fn meaning(name: &str) -> &str {
+    NAMES.iter().find(|(known, _)| *known == name).map_or(name, |(_, meaning)| meaning)
+}
+
 /// All kinds together.
 pub fn total(recorder: &Recorder) -> KindRecord {
     recorder.kinds.iter().fold(KindRecord::default(), |mut sum, kind| {

@@ -56,6 +56,7 @@ fn serve(
     handle: &(impl Fn(&Asked, &mut TcpStream) -> bool + ?Sized),
     numbers: &[AtomicUsize; 4],
 ) {
+    stream.set_nodelay(true).unwrap();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     loop {
         let (mut line, mut length) = (String::new(), 0);
@@ -90,6 +91,12 @@ fn reply(stream: &mut TcpStream, status: u16, headers: &str, body: &Value) -> bo
     let length = body.len();
     let text = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n{headers}\r\n{body}");
     stream.write_all(text.as_bytes()).is_ok()
+}
+
+/// A reply behind which the connection is closed.
+fn last_reply(stream: &mut TcpStream, status: u16, body: &Value) -> bool {
+    reply(stream, status, "connection: close\r\n", body);
+    false
 }
 
 const STREAM: &str =
@@ -173,9 +180,7 @@ fn faulty(asked: &Asked, stream: &mut TcpStream) -> bool {
                 items[2] = items[1].clone();
                 reply(stream, 200, "", &answer(items))
             }
-            2 => {
-                reply(stream, 500, "connection: close\r\n", &json!({"error": {"message": "oh no"}})) && false
-            }
+            2 => last_reply(stream, 500, &json!({"error": {"message": "oh no"}})),
             3 => {
                 items.pop();
                 reply(stream, 200, "", &answer(items))
@@ -238,7 +243,7 @@ fn each_sort_of_answer_is_counted_as_what_it_is() {
     );
     let json = serde_json::to_value(&report).unwrap();
     let messages = json["error_messages"].to_string();
-    for word in ["oh no", "device: gone", "the connection ended within the answer"] {
+    for word in ["oh no", "device: gone", "the connection ended within the answer", "without its end mark"] {
         assert!(messages.contains(word), "{word}: {messages}");
     }
     let text = report.to_string();
@@ -283,7 +288,7 @@ fn connections_are_kept() {
     assert_eq!(server.connections.load(Ordering::SeqCst), 4);
     let closing = Server::new(|asked, stream| match catalog(asked) {
         Some(body) => reply(stream, 200, "", &body),
-        None => reply(stream, 200, "connection: close\r\n", &json!({"items": []})) && false,
+        None => last_reply(stream, 200, &json!({"items": []})),
     });
     let (report, _) = measure(&closing, &["--requests", "20", "--mix", "search", "--concurrency", "2"]);
     assert_eq!((report.counts().done, report.counts().connections), (20, 20));
@@ -385,6 +390,7 @@ fn options_out_of_bounds_are_refused_by_name() {
         (["--concurrency", "0"], "--concurrency"),
         (["--threads", "0"], "--threads"),
         (["--threads", "100000"], "--threads"),
+        (["--concurrency", "100000"], "--concurrency"),
         (["--cancel", "1.5"], "--cancel"),
         (["--cancel", "nan"], "--cancel"),
         (["--rate", "0"], "--rate"),

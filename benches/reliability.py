@@ -19,10 +19,13 @@ import sys
 import time
 import traceback
 
-from serve_faults import lives
+from serve_faults import lives, load
 from serve_faults.harness import VERDICTS, Figure, Run, load_average
 
 PARTS = {
+    "overhead": load.overhead,
+    "overload": load.overload,
+    "health": load.health,
     "drain": lives.drain,
     "slow": lives.slow,
     "stalled": lives.stalled,

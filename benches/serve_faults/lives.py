@@ -218,12 +218,11 @@ def stalled_socket(where: tuple[str, int], data: bytes) -> socket.socket:
     return sock
 
 
-def long_stream(server: Server) -> bytes:
-    """A stream of more than a megabyte."""
+def long_stream(server: Server, **more) -> bytes:
+    """A stream as long as the model allows."""
     most = server.get("/v1/models")[1]["data"][0]["max_model_len"]
     messages = [{"role": "user", "content": "a b c"}]
-    body = {"messages": messages, "max_tokens": most - 100, "ignore_eos": True, "stream": True, "logprobs": True, "top_logprobs": 20}
-    return request("/v1/chat/completions", body)
+    return request("/v1/chat/completions", {"messages": messages, "max_tokens": most - 100, "ignore_eos": True, "stream": True, **more})
 
 
 def long_batch(lines: int) -> bytes:
@@ -270,15 +269,20 @@ def stall(run: Run, server: Server, what: str, data: bytes, count: int, patience
 def stalled(run: Run) -> None:
     """Readers that take nothing cost little and are cut."""
     count, patience = run.pick((100, 2.0), (500, 5.0))
-    with run.serve("--send-seconds", f"{patience:g}", *run.device_args(1)) as server:
-        # Arenas, caches and the like are there before the first figure.
-        run.bench(server.url, "--mix", "search=1,text=1,mixed=1", "--requests", "500", "--concurrency", "16")
-        server.wait_for(idle, 5)
-        run.say(f"{count} readers of streams with 20 log-probabilities per token, then {count // 10} of batches of 300 lists of 20 items; they read nothing")
-        stall(run, server, "streams", long_stream(server), count, patience)
-        stall(run, server, "batches", long_batch(300), count // 10, patience)
-        status, _ = server.post(*native("items", n=5))
-        run.figure("a normal request afterwards", "200", str(status), status == 200)
+    run.say(f"{count} readers of eight texts at once; {count} of a text with 20 log-probabilities per token; {count // 5} of batches of 300 lists of 20 items")
+    kinds = [
+        ("eight texts", count, lambda server: long_stream(server, n=8)),
+        ("log-probabilities", count, lambda server: long_stream(server, logprobs=True, top_logprobs=20)),
+        ("batches", count // 5, lambda server: long_batch(300)),
+    ]
+    for what, readers, data in kinds:
+        # Memory once taken is kept by the allocator: each kind has a server of its own.
+        with run.serve("--send-seconds", f"{patience:g}", *run.device_args(1)) as server:
+            run.bench(server.url, "--mix", "search=1,text=1,mixed=1", "--requests", "500", "--concurrency", "16")
+            server.wait_for(idle, 5)
+            stall(run, server, what, data(server), readers, patience)
+            status, _ = server.post(*native("items", n=5))
+            run.figure(f"{what}: a normal request afterwards", "200", str(status), status == 200)
 
 
 # ---- disconnects

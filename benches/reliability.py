@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 
-from serve_faults import lives, load
+from serve_faults import catalogs, lives, load
 from serve_faults.harness import VERDICTS, Figure, Run, load_average
 
 PARTS = {
@@ -30,6 +30,8 @@ PARTS = {
     "slow": lives.slow,
     "stalled": lives.stalled,
     "cancel": lives.cancel,
+    "swap": catalogs.swap,
+    "takedown": catalogs.takedown,
 }
 # Needs a model.
 OPTIONAL = {"soak"}

@@ -73,7 +73,7 @@ def overhead(run: Run) -> None:
         text = ["--prompts", prompts(folder, False, run.seed), "--endpoint", "completions", "--mix", "text", "--max-tokens", "1"]
         lists = ["--prompts", prompts(folder, True, run.seed), "--endpoint", "items", "--mix", "search", "--n", "1", "--beam-width", "1"]
         for name, body in (("text of 1 token", [*text, "--model", "demo"]), ("list of 1 item", lists)):
-            alternate(run, name, [*body, "--stream", "none", "--concurrency", "32"], echo.url, server)
+            alternate(run, name, [*body, "--stream", "none"], echo.url, server)
 
 
 def alternate(run: Run, name: str, body: list[str], echo: str, server: Server) -> None:
@@ -82,7 +82,7 @@ def alternate(run: Run, name: str, body: list[str], echo: str, server: Server) -
     closed = {echo: [], server.url: []}
     for _ in range(rounds):
         for url, rates in closed.items():
-            report = run.bench(url, *body, "--duration", seconds)
+            report = run.bench(url, *body, "--duration", seconds, "--concurrency", "32")
             expect_done(report)
             rates.append(report["done_per_s"])
     ours, bare = median(closed[server.url]), median(closed[echo])

@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 
-from serve_faults import catalogs, lives, load
+from serve_faults import catalogs, lives, load, soak
 from serve_faults.harness import VERDICTS, Figure, Run, load_average
 
 PARTS = {
@@ -32,6 +32,7 @@ PARTS = {
     "cancel": lives.cancel,
     "swap": catalogs.swap,
     "takedown": catalogs.takedown,
+    "soak": soak.soak,
 }
 # Needs a model.
 OPTIONAL = {"soak"}

@@ -244,6 +244,13 @@ class Bench:
         return json.loads(text)
 
 
+def processor_seconds(process: subprocess.Popen) -> float:
+    """Processor time that a process has taken."""
+    with open(f"/proc/{process.pid}/stat") as stat:
+        words = stat.read().rsplit(")", 1)[1].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def address(url: str) -> tuple[str, int]:
     parts = urllib.parse.urlsplit(url)
     return parts.hostname, parts.port

@@ -1,6 +1,5 @@
 """The catalog changes under load: swaps and denials."""
 
-import contextlib
 import fcntl
 import http.client
 import json
@@ -16,7 +15,7 @@ import threading
 import time
 
 from .client import native, request
-from .harness import Run, Server, address, idle, median, number, percentile
+from .harness import Run, Server, address, idle, median, percentile
 
 # ---- swaps
 

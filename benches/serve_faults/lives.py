@@ -269,9 +269,9 @@ def stall(run: Run, server: Server, what: str, data: bytes, count: int, patience
 def stalled(run: Run) -> None:
     """Readers that take nothing cost little and are cut."""
     count, patience = run.pick((100, 2.0), (500, 5.0))
-    run.say(f"{count} readers of eight texts at once; {count} of a text with 20 log-probabilities per token; {count // 5} of batches of 300 lists of 20 items")
+    run.say(f"{count} readers of two texts at once; {count} of a text with 20 log-probabilities per token; {count // 5} of batches of 300 lists of 20 items")
     kinds = [
-        ("eight texts", count, lambda server: long_stream(server, n=8)),
+        ("two texts", count, lambda server: long_stream(server, n=2)),
         ("log-probabilities", count, lambda server: long_stream(server, logprobs=True, top_logprobs=20)),
         ("batches", count // 5, lambda server: long_batch(300)),
     ]

@@ -12,13 +12,17 @@ use anyhow::{Context, bail};
 use clap::Args;
 use sidereal::engine::{Engine, QueueLimits};
 use sidereal::server::{Ended, LogLevel, Server, ServerOptions};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 pub use self::config::with_config;
 
 use super::load::LoadArgs;
 use super::log::{LogFormat, SetLevel};
 
+/// Bytes of a connection's answer that the kernel takes.
+const SEND_BUFFER: u32 = 256 << 10;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// What the process ends with when the engine died: for its supervisor, which starts it anew.
 const EXIT_ENGINE_DIED: u8 = 70;
 
@@ -206,7 +210,7 @@ impl Serve {
     async fn bind(&self) -> anyhow::Result<(TcpListener, Option<TcpListener>)> {
         let args = &self.listen;
         let listen = async |host: &str, port: u16| {
-            TcpListener::bind((host, port)).await.with_context(|| format!("cannot listen on {host}:{port}"))
+            listener(host, port).await.with_context(|| format!("cannot listen on {host}:{port}"))
         };
         let listener = listen(&args.host, args.port).await?;
         let admin = match args.admin_port {
@@ -303,6 +307,23 @@ impl Serve {
         }
         Ok(())
     }
+}
+
+/// Listens with send buffers of a fixed size: left to itself the kernel takes megabytes of an answer that nobody reads.
+async fn listener(host: &str, port: u16) -> std::io::Result<TcpListener> {
+    let mut refused = None;
+    for address in tokio::net::lookup_host((host, port)).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Another process's closed connections do not keep the port.
+        #[cfg(unix)]
+        socket.set_reuseaddr(true)?;
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| std::io::Error::other("the name has no address")))
 }
 
 /// Identifies a model: xxh3 over the names and contents of its files.

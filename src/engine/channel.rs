@@ -16,7 +16,7 @@ use super::status::{Status, Ticket};
 use crate::error::{Error, Result};
 
 /// Bytes of unread text and items at which a reader is cut off.
-pub const MAX_UNREAD_BYTES: usize = 256 * 1024;
+pub const MAX_UNREAD_BYTES: usize = 128 * 1024;
 
 #[derive(Default)]
 struct State {

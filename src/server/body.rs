@@ -24,7 +24,7 @@ fn too_large(len: impl std::fmt::Display, bound: usize) -> ApiError {
 }
 
 /// Takes memory for so many bytes of body, or refuses.
-fn share(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+pub(super) fn share(app: &App, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
     let units = u32::try_from(bytes.div_ceil(BODY_UNIT)).unwrap_or(u32::MAX);
     Arc::clone(&app.bodies).try_acquire_many_owned(units).map_err(|_| {
         app.metrics.refused("body_memory");

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
@@ -23,6 +23,8 @@ use tower_service::Service;
 use super::app::App;
 use super::socket::{Busy, Patience, Socket};
 
+/// How long an idle connection of a server that closes may still bring a request.
+const LAST_CALL: Duration = Duration::from_millis(400);
 /// What a connection's buffer may hold of an answer.
 const WRITE_BUFFER: usize = 64 << 10;
 /// Wait after an accept that failed: the process may be out of file descriptors.
@@ -168,7 +170,7 @@ async fn serve(app: Arc<App>, stream: TcpStream, router: Router, mut stage: watc
     let mut connection = pin!(builder.serve_connection(socket, service));
     // A connection that is accepted while the server closes hears of it at once.
     stage.mark_changed();
-    let mut watching = true;
+    let (mut watching, mut last_call) = (true, None);
     let ended = loop {
         tokio::select! {
             ended = connection.as_mut() => break ended,
@@ -176,8 +178,15 @@ async fn serve(app: Arc<App>, stream: TcpStream, router: Router, mut stage: watc
                 watching = changed.is_ok();
                 match *stage.borrow_and_update() {
                     Stage::Open => {}
-                    Stage::Closing => connection.as_mut().graceful_shutdown(),
+                    Stage::Closing => last_call = Some(Instant::now() + LAST_CALL),
                     Stage::Cut => break Ok(()),
+                }
+            }
+            // Closed at once, an idle connection would lose a request that is on its way; a busy one says in its answer that it is the last.
+            () = tokio::time::sleep(LAST_CALL / 16), if last_call.is_some() => {
+                if busy.get() || last_call.is_some_and(|end| Instant::now() >= end) {
+                    last_call = None;
+                    connection.as_mut().graceful_shutdown();
                 }
             }
         }

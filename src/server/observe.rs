@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -164,6 +164,9 @@ fn finish(
     }
     log();
     let headers = response.headers_mut();
+    if app.is_draining() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     for (name, value) in [(REQUEST_ID, request_id), (TRACEPARENT, &trace.header())] {
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(name, value);

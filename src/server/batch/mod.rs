@@ -19,13 +19,14 @@ use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use hyper::body::Frame;
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 pub(super) use self::lines::BatchLine;
 use self::work::{Line, answer};
-use super::app::App;
+use super::app::{App, BODY_UNIT};
+use super::body::share;
 use super::error::ApiError;
 use super::observe::Context;
 use super::reply::Fence;
@@ -79,6 +80,8 @@ pub(super) async fn batch(
 /// Reads lines and has them worked on; ends when the reader of the answers is gone.
 async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, lines: mpsc::Sender<Work>) {
     let mut rest = BytesMut::new();
+    // The unfinished line's share of the memory for bodies.
+    let mut held: Option<OwnedSemaphorePermit> = None;
     let mut number = 0u64;
     loop {
         let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
@@ -93,12 +96,27 @@ async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, l
             Ok(Some(Err(_))) | Err(_) => return,
         };
         let from = rest.len();
+        let lacking = (from + data.len())
+            .saturating_sub(held.as_ref().map_or(0, |held| held.num_permits() * BODY_UNIT));
+        if lacking > 0 {
+            match share(&app, lacking) {
+                Ok(more) => match &mut held {
+                    Some(held) => held.merge(more),
+                    None => held = Some(more),
+                },
+                Err(error) => {
+                    let _ = lines.send(Work(tokio::spawn(async move { Line::error(&error) }))).await;
+                    return;
+                }
+            }
+        }
         rest.extend_from_slice(&data);
         let mut searched = from;
         while let Some(at) = rest[searched..].iter().position(|&byte| byte == b'\n') {
             let line = rest.split_to(searched + at + 1).freeze();
             searched = 0;
-            if !hand_over(&app, &context, line, &mut number, skip, &lines).await {
+            let own = held.as_mut().and_then(|held| held.split(line.len() / BODY_UNIT));
+            if !hand_over(&app, &context, (line, own), &mut number, skip, &lines).await {
                 return;
             }
         }
@@ -111,7 +129,7 @@ async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, l
         }
         if end {
             let line = rest.split().freeze();
-            hand_over(&app, &context, line, &mut number, skip, &lines).await;
+            hand_over(&app, &context, (line, held), &mut number, skip, &lines).await;
             return;
         }
     }
@@ -121,7 +139,7 @@ async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, l
 async fn hand_over(
     app: &Arc<App>,
     context: &Arc<Context>,
-    line: Bytes,
+    (line, own): (Bytes, Option<OwnedSemaphorePermit>),
     number: &mut u64,
     skip: u64,
     lines: &mpsc::Sender<Work>,
@@ -136,7 +154,11 @@ async fn hand_over(
     // First a place in the order, then the work: this is what bounds it.
     let Ok(place) = lines.reserve().await else { return false };
     let (app, context) = (Arc::clone(app), Arc::clone(context));
-    place.send(Work(tokio::spawn(async move { answer(&app, &context, line).await })));
+    place.send(Work(tokio::spawn(async move {
+        let answered = answer(&app, &context, line).await;
+        drop(own);
+        answered
+    })));
     true
 }
 

@@ -57,6 +57,22 @@ fn idle_connections_do_not_hold_up_a_drain() {
 }
 
 #[test]
+fn a_connection_accepted_before_the_end_may_still_ask() {
+    let mut server = Running::quick();
+    let mut silent = Client::connect(server.address);
+    let mut kept = Client::connect(server.address);
+    assert_eq!(kept.call("GET", "/livez", &[], b"").header("connection"), None);
+    server.stop();
+    eventually("it drains", || server.engine.in_flight() == 0 && TcpStream::connect(server.address).is_err());
+    for client in [&mut silent, &mut kept] {
+        let reply = client.call("POST", "/v1/items", &[], b"{\"prompt\": \"late\"}");
+        assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
+        assert!(client.head().is_none(), "it was the last");
+    }
+    assert_eq!(server.wait(), Ended::Drained);
+}
+
+#[test]
 fn a_drain_that_takes_too_long_cuts_what_is_left() {
     let options = ServerOptions { drain_timeout: 200 * MS, ..ServerOptions::default() };
     let mut server = Running::start(engine_of(20 * MS, |builder| builder), options);

@@ -5,7 +5,7 @@ mod config;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -186,7 +186,8 @@ impl Serve {
         self.say_start(&engine, &options, &listener, admin.as_ref(), start)?;
         let ended = runtime.block_on(async {
             let server = Arc::new(server);
-            let signals = signals(Arc::clone(&server))?;
+            // Weak: the audit log is written to its end when the server goes.
+            let signals = signals(Arc::downgrade(&server))?;
             Ok::<_, anyhow::Error>(server.serve(listener, admin, signals).await)
         })?;
         // Whatever still computes for a reader that was cut is not waited for.
@@ -359,7 +360,7 @@ impl std::io::Write for HashWriter<'_> {
 
 /// Ready at the first signal that asks the process to end; a second one ends it at once.
 #[cfg(unix)]
-fn signals(server: Arc<Server>) -> anyhow::Result<impl Future<Output = ()>> {
+fn signals(server: Weak<Server>) -> anyhow::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut end = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -372,6 +373,7 @@ fn signals(server: Arc<Server>) -> anyhow::Result<impl Future<Output = ()>> {
                 _ = end.recv() => {}
                 _ = interrupt.recv() => {}
                 _ = hangup.recv() => {
+                    let Some(server) = server.upgrade() else { continue };
                     match server.reload_keys() {
                         Ok(keys) => tracing::info!(keys, "the keys were read again"),
                         Err(error) => tracing::error!(%error, "the keys stay as they are"),
@@ -395,7 +397,7 @@ fn signals(server: Arc<Server>) -> anyhow::Result<impl Future<Output = ()>> {
 
 /// Ready when the process is asked to end.
 #[cfg(not(unix))]
-fn signals(_: Arc<Server>) -> anyhow::Result<impl Future<Output = ()>> {
+fn signals(_: Weak<Server>) -> anyhow::Result<impl Future<Output = ()>> {
     Ok(async {
         let _ = tokio::signal::ctrl_c().await;
     })

@@ -43,7 +43,8 @@ pub(super) async fn receive(app: &App, headers: &HeaderMap, mut body: Body) -> R
     if let Some(len) = said.filter(|&len| len > bound as u64) {
         return Err(too_large(len, bound));
     }
-    let mut held = share(app, said.map_or(BODY_UNIT, |len| len as usize))?;
+    // For what has arrived, not for what is promised: promises cost the sender nothing.
+    let mut held = share(app, BODY_UNIT)?;
     let allowed = app.options.receive_timeout;
     let deadline = Instant::now() + allowed;
     let mut whole = BytesMut::new();

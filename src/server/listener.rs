@@ -90,24 +90,38 @@ pub(super) async fn run(
         };
         admit(&app, accepted, &router, &stage, &connections).await;
     }
-    // What the kernel had accepted before is ours too.
-    while let Some(accepted) = ready_now(&listener).await {
-        admit(&app, accepted, &router, &stage, &connections).await;
+    // What the kernel had accepted before is ours too. Asked directly: the runtime knows only what its last look at the kernel showed.
+    if let Ok(listener) = listener.into_std() {
+        while let Some(accepted) = left(&listener) {
+            admit(&app, accepted, &router, &stage, &connections).await;
+        }
     }
-    drop(listener);
     let mut pause = tokio::time::interval(Duration::from_millis(5));
     while Arc::strong_count(&connections) > 1 {
         pause.tick().await;
     }
 }
 
-async fn ready_now(listener: &TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
-    let mut accept = pin!(listener.accept());
-    std::future::poll_fn(|cx| match accept.as_mut().poll(cx) {
-        Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
-        Poll::Pending => Poll::Ready(None),
-    })
-    .await
+/// A connection that waits to be accepted.
+fn left(listener: &std::net::TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+    loop {
+        return match listener.accept() {
+            Ok((stream, address)) => {
+                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+                Some(stream.map(|stream| (stream, address)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) =>
+            {
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the last connections could not be accepted");
+                None
+            }
+        };
+    }
 }
 
 async fn admit(

@@ -69,9 +69,6 @@ const PULSE: Duration = Duration::from_millis(250);
 /// axum::serve(tokio::net::TcpListener::bind("127.0.0.1:8000").await?, app).await?;
 /// # Ok(()) }
 /// ```
-///
-/// # Errors
-/// None; options that can be wrong are those of [`Server::new`].
 pub fn router(engine: Engine) -> Router {
     match App::new(engine, ServerOptions::default(), None) {
         Ok(app) => routes(&Arc::new(app)),
@@ -92,7 +89,7 @@ pub enum Ended {
     Drained,
     /// Requests were cut when the time for draining was over.
     Cut {
-        /// How many.
+        /// How many at least; a reader that was slow to take its answer counts as one.
         requests: usize,
     },
     /// The engine died; its requests were told.
@@ -152,34 +149,50 @@ impl Server {
         shutdown: impl Future,
     ) -> Ended {
         let app = &self.app;
+        // From here on: a drain may be asked for as soon as there are listeners.
+        let asked = app.drain.notified();
         let (stage, watched) = watch::channel(Stage::Open);
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(listener::run(Arc::clone(app), listener, self.router(), watched.clone()));
         if let Some(admin) = admin {
             tasks.spawn(listener::run(Arc::clone(app), admin, self.admin_router(), watched.clone()));
         }
-        let asked = app.drain.notified();
-        let died = tokio::select! {
-            _ = shutdown => None,
-            () = asked => None,
-            reason = self.death() => Some(reason),
+        let mut death = std::pin::pin!(self.death());
+        let mut died = if app.is_draining() {
+            None
+        } else {
+            tokio::select! {
+                _ = shutdown => None,
+                () = asked => None,
+                reason = death.as_mut() => Some(reason),
+            }
         };
         app.start_draining();
-        if died.is_none() {
-            tracing::info!("draining");
+        let end = async {
             tokio::time::sleep(app.options.drain_delay).await;
-        }
-        let _ = stage.send(Stage::Closing);
-        let all = async { while tasks.join_next().await.is_some() {} };
-        let late = tokio::select! {
-            () = all => false,
-            () = tokio::time::sleep(app.options.drain_timeout) => true,
+            let _ = stage.send(Stage::Closing);
+            let all = async { while tasks.join_next().await.is_some() {} };
+            tokio::time::timeout(app.options.drain_timeout, all).await.is_err()
         };
-        let requests = if late { app.engine.in_flight() } else { 0 };
+        let mut end = std::pin::pin!(end);
+        let late = if died.is_none() {
+            tracing::info!("draining");
+            // The engine may still die.
+            tokio::select! {
+                late = end.as_mut() => late,
+                reason = death.as_mut() => {
+                    died = Some(reason);
+                    end.as_mut().await
+                }
+            }
+        } else {
+            end.as_mut().await
+        };
+        let requests = if late { app.engine.in_flight().max(1) } else { 0 };
         let _ = stage.send(Stage::Cut);
         match died {
             Some(reason) => Ended::Died { reason },
-            None if requests > 0 => Ended::Cut { requests },
+            None if late => Ended::Cut { requests },
             None => Ended::Drained,
         }
     }

@@ -132,6 +132,11 @@ async fn around(app: Arc<App>, mut request: Request, next: Next, admin: bool) ->
             let message = "a key is needed: Authorization: Bearer KEY";
             ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message).into_response()
         }
+        _ if admin && from_elsewhere(request.headers()) => {
+            app.metrics.refused("origin");
+            let message = "a page of another origin may not change the server";
+            ApiError::new(StatusCode::FORBIDDEN, "other_origin", message).into_response()
+        }
         Some(caller) if admin && !open && !caller.admin => {
             app.metrics.refused("key");
             let message = "this listener is for keys of the section [admin]";
@@ -173,6 +178,14 @@ fn finish(
         }
     }
     response
+}
+
+/// Whether a browser sends this for a page of another origin: such requests carry the page's.
+fn from_elsewhere(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    host.is_none() || origin.map(|(_, authority)| authority) != host
 }
 
 /// The route's name, one copy for all requests.

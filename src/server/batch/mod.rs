@@ -7,9 +7,11 @@
 mod lines;
 mod work;
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::{Body, HttpBody};
@@ -34,6 +36,9 @@ use super::reply::Fence;
 /// Lines in work at one time: enough to fill the engine's batches.
 const AHEAD: usize = 64;
 
+/// Wait before memory is asked for again.
+const MEMORY_PAUSE: Duration = Duration::from_millis(20);
+
 /// Where to begin.
 #[derive(Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +47,9 @@ pub(super) struct BatchQuery {
     #[serde(default)]
     skip: u64,
 }
+
+/// A line in work, or why no more are read: the answer then breaks off, so that its reader knows that it is not whole.
+type Item = Result<Work, io::Error>;
 
 /// A line in work; dropping it cancels the work.
 struct Work(JoinHandle<Line>);
@@ -71,14 +79,14 @@ pub(super) async fn batch(
     let (sender, receiver) = mpsc::channel(AHEAD);
     let fence = Fence { wire: context.wire.clone(), deny: app.deny_list().cloned() };
     tokio::spawn(read(app, context, body, skip, sender));
-    let answers = Answers { lines: receiver, next: None, fence };
+    let answers = Answers { lines: receiver, next: None, broken: None, fence };
     let mut response = Response::new(Body::new(answers));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/jsonl"));
     Ok(response)
 }
 
 /// Reads lines and has them worked on; ends when the reader of the answers is gone.
-async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, lines: mpsc::Sender<Work>) {
+async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, lines: mpsc::Sender<Item>) {
     let mut rest = BytesMut::new();
     // The unfinished line's share of the memory for bodies.
     let mut held: Option<OwnedSemaphorePermit> = None;
@@ -92,23 +100,29 @@ async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, l
         let (data, end) = match frame {
             Ok(Some(Ok(frame))) => (frame.into_data().unwrap_or_default(), false),
             Ok(None) => (Bytes::new(), true),
-            // Whoever broke off will not read an explanation.
-            Ok(Some(Err(_))) | Err(_) => return,
+            Ok(Some(Err(_))) => return,
+            Err(_) => {
+                let idle = io::Error::new(io::ErrorKind::TimedOut, "no line came in time");
+                let _ = lines.send(Err(idle)).await;
+                return;
+            }
         };
         let from = rest.len();
         let lacking = (from + data.len())
             .saturating_sub(held.as_ref().map_or(0, |held| held.num_permits() * BODY_UNIT));
-        if lacking > 0 {
-            match share(&app, lacking) {
-                Ok(more) => match &mut held {
-                    Some(held) => held.merge(more),
-                    None => held = Some(more),
-                },
-                Err(error) => {
-                    let _ = lines.send(Work(tokio::spawn(async move { Line::error(&error) }))).await;
-                    return;
+        // As everything else of a batch this waits, and is not refused.
+        while lacking > 0 {
+            let Ok(more) = share(&app, lacking) else {
+                tokio::select! {
+                    () = tokio::time::sleep(MEMORY_PAUSE) => continue,
+                    () = lines.closed() => return,
                 }
+            };
+            match &mut held {
+                Some(held) => held.merge(more),
+                None => held = Some(more),
             }
+            break;
         }
         rest.extend_from_slice(&data);
         let mut searched = from;
@@ -124,7 +138,8 @@ async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, l
         if rest.len() > bound {
             let message = format!("a line of more than the {bound} bytes allowed; the batch ends here");
             let error = ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "line_too_large", message);
-            let _ = lines.send(Work(tokio::spawn(async move { Line::error(&error) }))).await;
+            let _ = lines.send(Ok(Work(tokio::spawn(async move { Line::error(&error) })))).await;
+            let _ = lines.send(Err(io::Error::other("a line is too long"))).await;
             return;
         }
         if end {
@@ -142,7 +157,7 @@ async fn hand_over(
     (line, own): (Bytes, Option<OwnedSemaphorePermit>),
     number: &mut u64,
     skip: u64,
-    lines: &mpsc::Sender<Work>,
+    lines: &mpsc::Sender<Item>,
 ) -> bool {
     if line.trim_ascii().is_empty() {
         return true;
@@ -154,32 +169,45 @@ async fn hand_over(
     // First a place in the order, then the work: this is what bounds it.
     let Ok(place) = lines.reserve().await else { return false };
     let (app, context) = (Arc::clone(app), Arc::clone(context));
-    place.send(Work(tokio::spawn(async move {
+    place.send(Ok(Work(tokio::spawn(async move {
         let answered = answer(&app, &context, line).await;
         drop(own);
         answered
-    })));
+    }))));
     true
 }
 
 /// The lines of answers, in order.
 struct Answers {
-    lines: mpsc::Receiver<Work>,
+    lines: mpsc::Receiver<Item>,
     next: Option<Work>,
+    broken: Option<io::Error>,
     fence: Fence,
 }
 
 impl HttpBody for Answers {
     type Data = Bytes;
-    type Error = std::io::Error;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut TaskContext<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let this = &mut *self;
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         if this.next.is_none() {
-            this.next = ready!(this.lines.poll_recv(cx));
+            this.next = match ready!(this.lines.poll_recv(cx)) {
+                Some(Ok(work)) => Some(work),
+                Some(Err(error)) => {
+                    // What was handed over is written first: an error at once would take it along.
+                    this.broken = Some(error);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                None => None,
+            };
         }
         let Some(work) = &mut this.next else { return Poll::Ready(None) };
         let line = ready!(Pin::new(&mut work.0).poll(cx));

@@ -73,6 +73,7 @@ async fn run(
         BatchBody::Chat(body) => Task::OpenAi(Route::Chat, Box::new(body.plan()?)),
         BatchBody::Completion(body) => Task::OpenAi(Route::Completion, Box::new(body.plan()?)),
     });
+    let patience = Instant::now() + app.options.max_request_time;
     let (answering, ends) = loop {
         let (engine, own) = (app.engine.clone(), Arc::clone(&task));
         let checked = aside(bytes, move || own.check(&engine)).await?;
@@ -80,7 +81,8 @@ async fn run(
         let ends = Instant::now() + app.options.max_request_time;
         match submit(app, context, ends, checked) {
             Ok(answering) => break (answering, ends),
-            Err(error) if error.code == "overloaded" => {
+            // A line that never fits is told so in the end.
+            Err(error) if error.code == "overloaded" && Instant::now() < patience => {
                 let wait = error.retry_after.unwrap_or(MAX_WAIT).min(MAX_WAIT);
                 tokio::time::sleep(wait).await;
             }

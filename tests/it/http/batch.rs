@@ -71,8 +71,13 @@ fn a_line_without_an_end_ends_the_batch() {
     let options = sidereal::server::ServerOptions { max_body_bytes: 1000, ..Default::default() };
     let server = Running::start(super::quick_engine(), options);
     let lines = [json!({"id": "a", "prompt": "x", "output": "items"}).to_string(), "x".repeat(5000)];
-    let answers = run(&server, "/v1/batch", &lines);
+    let body = lines.join("\n");
+    let mut client = Client::connect(server.address);
+    let reply = client.call("POST", "/v1/batch", &[("content-type", "application/jsonl")], body.as_bytes());
+    let text = reply.text();
+    let answers: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(answers[0]["id"], "a");
     assert_eq!(answers[1]["error"]["code"], "line_too_large");
+    assert!(!reply.whole, "what is missing shows");
     server.end();
 }

@@ -43,8 +43,9 @@ fn all_bodies_together_are_bounded() {
     let server = Running::start(quick_engine(), options);
     let mut slow = Client::connect(server.address);
     slow.write(b"POST /v1/items HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\nexpect: 100-continue\r\n\r\n");
-    // The server asks for the body once it has taken memory for it.
+    // The server asks for the body once it reads it.
     assert_eq!(slow.head().expect("an interim answer").0, 100);
+    slow.write(&vec![b' '; 1_048_000]);
     let body = json!({"prompt": "hello"});
     eventually("the memory is taken", || post(server.address, "/v1/items", &body).status == 429);
     let reply = post(server.address, "/v1/items", &body);

@@ -121,6 +121,18 @@ fn keys_are_reloaded_while_the_server_runs() {
 }
 
 #[test]
+fn pages_of_other_origins_change_nothing() {
+    let server = Running::quick();
+    for origin in ["http://evil.example", "null", "http://x.evil.example"] {
+        let reply = Client::connect(server.admin).call("POST", "/admin/drain", &[("origin", origin)], b"");
+        assert_eq!((reply.status, &reply.json()["error"]["code"]), (403, &json!("other_origin")));
+    }
+    let reply = Client::connect(server.admin).call("GET", "/admin/catalog", &[("origin", "http://x")], b"");
+    assert_eq!(reply.status, 200, "the client's host is x");
+    server.end();
+}
+
+#[test]
 fn bodies_of_other_kinds_are_refused() {
     let server = Running::quick();
     for kind in ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonx"] {

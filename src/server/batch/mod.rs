@@ -110,19 +110,12 @@ async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, l
         let from = rest.len();
         let lacking = (from + data.len())
             .saturating_sub(held.as_ref().map_or(0, |held| held.num_permits() * BODY_UNIT));
-        // As everything else of a batch this waits, and is not refused.
-        while lacking > 0 {
-            let Ok(more) = share(&app, lacking) else {
-                tokio::select! {
-                    () = tokio::time::sleep(MEMORY_PAUSE) => continue,
-                    () = lines.closed() => return,
-                }
-            };
+        if lacking > 0 {
+            let Some(more) = wait_for_share(&app, lacking, &lines).await else { return };
             match &mut held {
                 Some(held) => held.merge(more),
                 None => held = Some(more),
             }
-            break;
         }
         rest.extend_from_slice(&data);
         let mut searched = from;
@@ -146,6 +139,19 @@ async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, l
             let line = rest.split().freeze();
             hand_over(&app, &context, (line, held), &mut number, skip, &lines).await;
             return;
+        }
+    }
+}
+
+/// Memory for so many bytes; as everything else of a batch this waits, and is not refused. `None`: nobody waits for the answer.
+async fn wait_for_share(app: &App, bytes: usize, lines: &mpsc::Sender<Item>) -> Option<OwnedSemaphorePermit> {
+    loop {
+        if let Ok(share) = share(app, bytes) {
+            return Some(share);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(MEMORY_PAUSE) => {}
+            () = lines.closed() => return None,
         }
     }
 }

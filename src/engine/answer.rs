@@ -73,6 +73,16 @@ pub enum FinishReason {
     Length,
 }
 
+impl FinishReason {
+    /// As JSON has it: `stop`, `length`.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }
+    }
+}
+
 /// An item of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "server", derive(schemars::JsonSchema))]

@@ -34,8 +34,7 @@ async fn change(
 ) -> Answer<Change> {
     let catalog = live(app)?;
     let done = tokio::task::spawn_blocking(move || work(&catalog)).await;
-    let bug = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's");
-    let change = done.map_err(bug)?.map_err(|error| match error {
+    let change = done.map_err(|_| ApiError::bug())?.map_err(|error| match error {
         // The operator's file, not the server's fault.
         Error::File { .. } => ApiError {
             param: Some("file".to_owned()),

@@ -13,9 +13,7 @@ use super::app::App;
 use super::audit::Record;
 use super::error::ApiError;
 use super::observe::Context;
-use crate::engine::{
-    Answer, AnswerPart, Engine, Event, EventStream, FinishReason, Request, Submission, ValidatedRequest,
-};
+use crate::engine::{Answer, AnswerPart, Engine, Event, EventStream, Request, Submission, ValidatedRequest};
 use crate::error::{Error, Result};
 
 /// Bodies of more bytes than this are checked and tokenized on a thread of their own, so that they do not hold up others.
@@ -137,8 +135,7 @@ pub(super) async fn aside<T: Send + 'static>(
     if bytes <= LONG_BODY {
         return Ok(work());
     }
-    let bug = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's");
-    tokio::task::spawn_blocking(work).await.map_err(bug)
+    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::bug())
 }
 
 /// Hands requests to the engine; all of them or none.
@@ -253,10 +250,7 @@ impl Recorder {
             model_hash: &self.app.options.model_hash,
             snapshot: answer.snapshot.as_deref(),
             filter: self.filter.map(|digest| format!("{digest:016x}")),
-            finish_reason: match answer.finish_reason {
-                FinishReason::Stop => "stop",
-                FinishReason::Length => "length",
-            },
+            finish_reason: answer.finish_reason.name(),
             score: answer.score,
             items: listed.chain(inside).collect(),
             prompt_tokens: answer.usage.prompt_tokens,

@@ -240,9 +240,7 @@ pub(super) async fn search(
         return Err(ApiError::invalid("type", message));
     }
     let titles = tokio::task::spawn_blocking(move || matching(&app, &view, &query, limit as usize)).await;
-    let bug =
-        |_| ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's");
-    Ok(Json(titles.map_err(bug)?))
+    Ok(Json(titles.map_err(|_| ApiError::bug())?))
 }
 
 fn matching(app: &App, view: &View, query: &TitleQuery, limit: usize) -> Titles {

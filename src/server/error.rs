@@ -57,6 +57,11 @@ impl ApiError {
         ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
+    /// A panic of ours.
+    pub fn bug() -> ApiError {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's")
+    }
+
     /// OpenAI's family of a status.
     fn kind(&self) -> &'static str {
         match self.status {

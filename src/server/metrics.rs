@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::engine::{Answer, Engine, FinishReason, Output};
+use crate::engine::{Answer, Engine, Output};
 
 /// vLLM's buckets of the time to first token, seconds.
 const FIRST: [f64; 22] = [
@@ -179,10 +179,7 @@ impl Metrics {
 
     /// Notes a whole answer.
     pub fn answered(&self, answer: &Answer, after: Duration) {
-        self.ended(match answer.finish_reason {
-            FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
-        });
+        self.ended(answer.finish_reason.name());
         self.whole.observe(after.as_secs_f64());
         if answer.output == Output::Items {
             self.items.observe(after.as_secs_f64());

@@ -168,8 +168,10 @@ impl Server {
             }
         };
         app.start_draining();
+        // Nobody is to be sent to a dead engine any longer.
+        let delay = if died.is_none() { app.options.drain_delay } else { Duration::ZERO };
         let end = async {
-            tokio::time::sleep(app.options.drain_delay).await;
+            tokio::time::sleep(delay).await;
             let _ = stage.send(Stage::Closing);
             let all = async { while tasks.join_next().await.is_some() {} };
             tokio::time::timeout(app.options.drain_timeout, all).await.is_err()

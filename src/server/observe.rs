@@ -205,7 +205,7 @@ async fn caught(work: impl Future<Output = Response>) -> Response {
         let polled = std::panic::catch_unwind(AssertUnwindSafe(|| Pin::new(&mut work).poll(cx)));
         polled.unwrap_or_else(|_| {
             tracing::error!("a route panicked");
-            let error = ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's");
+            let error = ApiError::bug();
             Poll::Ready(error.into_response())
         })
     })

@@ -15,8 +15,8 @@ use super::call::{expect_json, refused};
 use super::error::ApiError;
 use super::health::expect_model;
 use super::observe::Context;
+use super::openai::parse;
 use crate::engine::{Message, Output, Request};
-use crate::error::Error;
 use crate::ids::TokenId;
 
 /// What to tokenize: exactly one of `prompt` and `messages`.
@@ -56,14 +56,7 @@ pub(super) struct Text {
 
 /// A body of JSON, with the path of the field that is wrong.
 pub(super) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let field = if path == "." { "request".to_owned() } else { path };
-        Error::invalid(field, error.inner().to_string())
-    })?;
-    deserializer.end().map_err(|error| Error::invalid("request", error.to_string()))?;
-    Ok(value)
+    Ok(parse(bytes)?)
 }
 
 /// A body of JSON, read under the server's bounds.
@@ -89,9 +82,7 @@ pub(super) async fn tokenize(
         Request { prompt, messages, output: Some(Output::Text), max_tokens: Some(1), ..Request::default() };
     let engine = app.engine.clone();
     let checked = tokio::task::spawn_blocking(move || engine.validate(&request)).await;
-    let bug =
-        |_| ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's");
-    let request = checked.map_err(bug)?.map_err(|error| refused(&app, error))?;
+    let request = checked.map_err(|_| ApiError::bug())?.map_err(|error| refused(&app, error))?;
     let tokens = request.tokens().to_vec();
     Ok(Json(Tokens { count: tokens.len(), tokens, max_model_len: app.engine.max_sequence() }))
 }

@@ -108,14 +108,8 @@ async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, l
             }
         };
         let from = rest.len();
-        let lacking = (from + data.len())
-            .saturating_sub(held.as_ref().map_or(0, |held| held.num_permits() * BODY_UNIT));
-        if lacking > 0 {
-            let Some(more) = wait_for_share(&app, lacking, &lines).await else { return };
-            match &mut held {
-                Some(held) => held.merge(more),
-                None => held = Some(more),
-            }
+        if !hold(&app, from + data.len(), &mut held, &lines).await {
+            return;
         }
         rest.extend_from_slice(&data);
         let mut searched = from;
@@ -141,6 +135,33 @@ async fn read(app: Arc<App>, context: Arc<Context>, mut body: Body, skip: u64, l
             return;
         }
     }
+}
+
+/// Makes `held` cover so many bytes. False: nobody waits for the answer any more, or no memory came in time and they were told;
+/// without a bound two batches with half a line each could wait for one another for ever.
+async fn hold(
+    app: &App,
+    bytes: usize,
+    held: &mut Option<OwnedSemaphorePermit>,
+    lines: &mpsc::Sender<Item>,
+) -> bool {
+    let lacking = bytes.saturating_sub(held.as_ref().map_or(0, |held| held.num_permits() * BODY_UNIT));
+    if lacking == 0 {
+        return true;
+    }
+    match timeout(app.options.idle_timeout, wait_for_share(app, lacking, lines)).await {
+        Ok(Some(more)) => match held {
+            Some(held) => held.merge(more),
+            None => *held = Some(more),
+        },
+        Ok(None) => return false,
+        Err(_) => {
+            let full = io::Error::new(io::ErrorKind::OutOfMemory, "bodies take all memory allowed");
+            let _ = lines.send(Err(full)).await;
+            return false;
+        }
+    }
+    true
 }
 
 /// Memory for so many bytes; as everything else of a batch this waits, and is not refused. `None`: nobody waits for the answer.
@@ -218,9 +239,7 @@ impl HttpBody for Answers {
         let Some(work) = &mut this.next else { return Poll::Ready(None) };
         let line = ready!(Pin::new(&mut work.0).poll(cx));
         this.next = None;
-        let bug =
-            || Line::error(&ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug", "a bug of the server's"));
-        let Line { mut json, items } = line.unwrap_or_else(|_| bug());
+        let Line { mut json, items } = line.unwrap_or_else(|_| Line::error(&ApiError::bug()));
         json.push(b'\n');
         Poll::Ready(Some(this.fence.passes(&items).map(|()| Frame::data(json.into()))))
     }

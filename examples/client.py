@@ -14,7 +14,7 @@ def stream_with_items(client: openai.OpenAI, model: str) -> None:
     """Prints text as it comes; items stand in it as their titles, and come with their data beside the piece of text that is theirs."""
     stream = client.chat.completions.create(
         model=model,
-        messages=[{"role": "user", "content": "Recommend an item and explain why."}],
+        messages=[{"role": "user", "content": "Recommend an item and say why.\nQuery: jazz albums\nTarget item type: album\nOutput: mixed"}],
         max_tokens=60,
         temperature=0,
         stream=True,
@@ -37,7 +37,7 @@ def ranked_list(client: openai.OpenAI, model: str) -> None:
     """Asks for items alone: each choice is one item, best first, found by exact beam search among those that pass the filter."""
     answer = client.chat.completions.create(
         model=model,
-        messages=[{"role": "user", "content": "Find an item.\nQuery: the harbour\nOutput: items"}],
+        messages=[{"role": "user", "content": "Find an item.\nQuery: thriller films\nTarget item type: film\nOutput: items"}],
         n=5,
         extra_body={"output": "items", "filter": {"attr": "year", "ge": 1990}, "return_attributes": ["year"]},
     )
@@ -51,11 +51,11 @@ def native_list(client: openai.OpenAI, history: list[str]) -> None:
     content = [
         {"type": "text", "text": "Recommend the next item.\nHistory: "},
         {"type": "history", "items": history},
-        {"type": "text", "text": "\nOutput: items"},
+        {"type": "text", "text": "\nTarget item type: book\nOutput: items"},
     ]
     answer = client.post(
         "/items",
-        body={"messages": [{"role": "user", "content": content}], "n": 3, "exclude": history},
+        body={"messages": [{"role": "user", "content": content}], "n": 3, "item_types": ["book"], "exclude": history},
         cast_to=dict,
     )
     for item in answer["items"]:
@@ -87,7 +87,7 @@ def main() -> None:
     print("\na ranked list:")
     ranked_list(client, model)
     print("\na list from a history, by the native route:")
-    native_list(client, ["book:1", "book:2"])
+    native_list(client, ["film:alien", "book:dune"])
     print("\na choice:")
     choose(client, model)
     print("\na mistake:")

@@ -15,12 +15,12 @@ show "what is served"
 
 show "a ranked list"
 "${ask[@]}" "$url/v1/items" -d '{
-  "messages": [{"role": "user", "content": "Find an item.\nQuery: harbour\nOutput: items"}],
-  "n": 3, "return_attributes": ["year"]}'
+  "messages": [{"role": "user", "content": "Find an item.\nQuery: horror films from the 1980s\nTarget item type: film\nOutput: items"}],
+  "n": 3, "item_types": ["film"], "return_attributes": ["year"]}'
 
 show "text with items in it, as events"
 "${ask[@]}" "$url/v1/items" -H 'Accept: text/event-stream' -d '{
-  "messages": [{"role": "user", "content": "Recommend an item and explain why."}],
+  "messages": [{"role": "user", "content": "Recommend an item and say why.\nQuery: jazz albums\nTarget item type: album\nOutput: mixed"}],
   "output": "mixed", "max_tokens": 24, "temperature": 0}'
 
 show "OpenAI's chat, streamed"
@@ -33,14 +33,14 @@ show "a choice"
   "messages": [{"role": "user", "content": "Salt or sweet?"}], "choice": ["salt", "sweet"]}'
 
 show "JSON lines in, JSON lines out"
-printf '%s\n' '{"id": "a", "prompt": "harbour", "output": "items", "n": 1}' '{"id": "b", "prompt": "harbour", "output": "text", "max_tokens": 4}' |
+printf '%s\n' '{"id": "a", "prompt": "moby dick", "output": "items", "n": 1}' '{"id": "b", "prompt": "moby dick", "output": "text", "max_tokens": 4}' |
     "${send[@]}" --fail-with-body "$url/v1/batch" -H 'Content-Type: application/jsonl' --data-binary @-
 
 show "tokens"
-"${ask[@]}" "$url/tokenize" -d '{"prompt": "the harbour"}'
+"${ask[@]}" "$url/tokenize" -d '{"prompt": "the white whale"}'
 
 show "a mistake"
-"${send[@]}" -H 'Content-Type: application/json' "$url/v1/items" -d '{"prompt": "harbour", "beam_width": 0}'
+"${send[@]}" -H 'Content-Type: application/json' "$url/v1/items" -d '{"prompt": "moby dick", "beam_width": 0}'
 
 show "how it is doing"
 "${ask[@]}" "$url/readyz"

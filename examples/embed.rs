@@ -8,30 +8,25 @@
 use std::error::Error;
 use std::io::Write;
 
+use sidereal::dataset::{Prompt, Subject, Task};
 use sidereal::engine::{EngineBuilder, Event, Message, Output, Request};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (builder, question) = match arguments.as_slice() {
-        [] => (EngineBuilder::tiny()?, "What should I read next?"),
+    let (builder, request) = match arguments.as_slice() {
+        [] => {
+            let history = Subject::History(vec!["film:alien".into(), "book:dune".into()]);
+            (sidereal::demo::builder()?, Prompt::new(Task::Explain, history, Some("book")).request())
+        }
         [folder, catalog, question] => {
-            (EngineBuilder::open(folder)?.catalog_file(catalog, &mut |_done, _total| {})?, question.as_str())
+            let builder = EngineBuilder::open(folder)?.catalog_file(catalog, &mut |_done, _total| {})?;
+            let messages = Some(vec![Message::user(question)]);
+            (builder, Request { messages, output: Some(Output::Mixed), ..Request::default() })
         }
         _ => return Err("expected no arguments, or MODEL_FOLDER CATALOG.jsonl QUESTION".into()),
     };
-    let mut request = Request {
-        messages: Some(vec![Message::user(question)]),
-        output: Some(Output::Mixed),
-        max_tokens: Some(48),
-        seed: Some(7),
-        ..Request::default()
-    };
-    if arguments.is_empty() {
-        // Random weights seldom name an item of their own accord.
-        let opener = builder.layout_ref().and_then(|layout| layout.open);
-        request.logit_bias = opener.map(|opener| [(opener.to_string(), 6.into())].into_iter().collect());
-    }
     let engine = builder.start()?;
+    let request = Request { max_tokens: Some(60), seed: Some(7), ..request };
 
     let mut out = std::io::stdout();
     for event in engine.submit(&request)? {

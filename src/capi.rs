@@ -59,7 +59,7 @@ impl Options {
     fn start(self) -> Result<Engine> {
         let mut builder = match &self.model {
             Some(folder) => EngineBuilder::open(folder)?,
-            None => EngineBuilder::tiny()?,
+            None => crate::demo::builder()?,
         };
         if let Some(layout) = &self.layout {
             builder = builder.layout_file(layout)?;
@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn a_cancelled_answer_ends() {
         let engine = create();
-        let request = r#"{"prompt": "hello", "max_tokens": 1900, "ignore_eos": true}"#;
+        let request = r#"{"prompt": "hello", "max_tokens": 900, "ignore_eos": true}"#;
         let stream = submit(engine, request).expect("valid");
         let (kind, json) = poll(stream, -1);
         assert!(kind == TEXT && json.starts_with("{\"text\":"), "{kind}: {json}");

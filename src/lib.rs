@@ -10,9 +10,12 @@
 #[cfg(feature = "capi")]
 pub mod capi;
 pub mod catalog;
+pub mod dataset;
+pub mod demo;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod eval;
 pub mod ids;
 pub mod kv;
 pub mod model;

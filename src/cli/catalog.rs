@@ -237,7 +237,7 @@ impl SourceArgs {
 }
 
 /// Takes the types from the codes, and says so.
-fn infer(sources: &Sources) -> anyhow::Result<Vec<TypeSpec>> {
+pub(super) fn infer(sources: &Sources) -> anyhow::Result<Vec<TypeSpec>> {
     let bar = progress("looking at the codes");
     let types = sources.infer_types(&mut |done, total| {
         bar.set_length(total);

@@ -6,18 +6,21 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
+use sidereal::dataset::{Prompt, Subject, Task};
 use sidereal::engine::{Answer, AnswerItem, Engine, Event, Request};
 
 use super::load::LoadArgs;
 use super::requests;
 
 /// What the demonstration is asked when nothing is.
-const DEMO_PROMPT: &str = "Find an item.\nQuery: The Silent Harbor\nTarget item type: book\nOutput: items";
+const DEMO_QUERY: &str = "horror films from the 1980s";
 
 /// Answer one prompt, or a file of requests.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  sidereal generate                       the built-in demonstration: a list of items
+  sidereal generate --task search --prompt 'films by John Ford' --types film     of the built-in demonstration
+  sidereal generate --task recommend --history film:alien,book:dune --types book -n 5
+  sidereal generate --task explain --history book:mort --types album
   sidereal generate --model DIR --catalog items.jsonl --prompt 'jazz albums' --output items --types album -n 5
   sidereal generate --model DIR --catalog items.jsonl --prompt 'What should I read?' --output mixed
   sidereal generate --model DIR --catalog items.jsonl --requests requests.jsonl > answers.jsonl")]
@@ -28,6 +31,16 @@ pub struct Generate {
     /// One user message
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["messages", "requests"])]
     prompt: Option<String>,
+    /// Ask in the words that models of `sidereal dataset` learn: search and find (--prompt is the query or description), recommend,
+    /// explain and profile (--history), describe and type (--item); --types names the target
+    #[arg(long, value_name = "TASK", conflicts_with_all = ["raw", "messages", "requests"])]
+    task: Option<String>,
+    /// Item ids, newest last
+    #[arg(long, value_name = "IDS", value_delimiter = ',', requires = "task", conflicts_with = "prompt")]
+    history: Option<Vec<String>>,
+    /// An item id
+    #[arg(long, value_name = "ID", requires = "task", conflicts_with_all = ["prompt", "history"])]
+    item: Option<String>,
     /// The prompt is the model's input as it is, without a chat template
     #[arg(long, requires = "prompt")]
     raw: bool,
@@ -50,7 +63,7 @@ pub struct Generate {
 #[group(id = "answer", multiple = true)]
 #[command(next_help_heading = "Answer")]
 struct AnswerArgs {
-    /// items, text or mixed [default: items with the demonstration, else text]
+    /// items, text or mixed [default: the task's, else text]
     #[arg(long, value_name = "KIND")]
     output: Option<String>,
     /// Item types that may be named [default: all]
@@ -146,6 +159,16 @@ impl Generate {
 
     fn request(&self) -> anyhow::Result<Request> {
         let mut fields = self.answer.fields()?;
+        if let Some(prompt) = self.task_prompt()? {
+            let mut request = serde_json::to_value(prompt.request())?;
+            let written = request.as_object_mut().context("a request is an object")?;
+            // What was said on the command line stands; quotas name their types themselves.
+            if fields.contains_key("quotas") {
+                written.remove("item_types");
+            }
+            written.extend(fields);
+            return Ok(Request::from_json(&request.to_string())?);
+        }
         match (&self.prompt, &self.messages) {
             (Some(prompt), _) if self.raw => put(&mut fields, "prompt", prompt.as_str()),
             (Some(prompt), _) => put(&mut fields, "messages", json!([{"role": "user", "content": prompt}])),
@@ -155,13 +178,36 @@ impl Generate {
                     serde_json::from_str(&text).with_context(|| path.display().to_string())?;
                 put(&mut fields, "messages", messages);
             }
-            (None, None) if self.load.model.is_none() => {
-                put(&mut fields, "messages", json!([{"role": "user", "content": DEMO_PROMPT}]));
-                fields.entry("output").or_insert(json!("items"));
-            }
             (None, None) => bail!("nothing to answer: give --prompt, --messages or --requests"),
         }
         Ok(Request::from_json(&Value::Object(fields).to_string())?)
+    }
+
+    /// The prompt of `--task`, or what the demonstration is asked when nothing is.
+    fn task_prompt(&self) -> anyhow::Result<Option<Prompt>> {
+        let target = match self.answer.types.as_deref() {
+            Some([only]) => Some(only.as_str()),
+            _ => None,
+        };
+        let Some(task) = &self.task else {
+            let asked = self.prompt.is_some() || self.messages.is_some() || self.load.model.is_some();
+            let query = Subject::Query(DEMO_QUERY.to_owned());
+            return Ok((!asked).then(|| Prompt::new(Task::Search, query, target.or(Some("film")))));
+        };
+        let task = Task::named(task).map_err(|error| anyhow::anyhow!("--{error}"))?;
+        let subject = match (task, &self.prompt, &self.history, &self.item) {
+            (Task::Search | Task::Explain, Some(query), _, _) => Subject::Query(query.clone()),
+            (Task::Find, Some(text), _, _) => Subject::Description(text.clone()),
+            (Task::Recommend | Task::Explain | Task::Profile, _, Some(items), _) => {
+                Subject::History(items.clone())
+            }
+            (Task::Describe | Task::Type, _, _, Some(id)) => Subject::Item(id.clone()),
+            (Task::Search | Task::Find, ..) => bail!("--task {} needs --prompt", task.name()),
+            (Task::Explain, ..) => bail!("--task explain needs --history, or --prompt with a query"),
+            (Task::Recommend | Task::Profile, ..) => bail!("--task {} needs --history", task.name()),
+            (Task::Describe | Task::Type, ..) => bail!("--task {} needs --item", task.name()),
+        };
+        Ok(Some(Prompt::new(task, subject, target)))
     }
 }
 

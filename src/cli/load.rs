@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sidereal::Error;
+use sidereal::demo;
 #[cfg(feature = "cuda")]
 use sidereal::device::cuda::CudaDriver;
 #[cfg(any(feature = "cuda", feature = "emulated"))]
@@ -21,7 +22,7 @@ use sidereal::engine::{Engine, EngineBuilder, Limits};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Model and device")]
 pub struct LoadArgs {
-    /// Hugging Face folder of the model [default: a tiny built-in demonstration with random weights]
+    /// Hugging Face folder of the model [default: the built-in demonstration, which knows 1,260 books, films and albums]
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Catalog of items, as JSON lines with id, type, title, popularity, sid
@@ -149,13 +150,7 @@ impl LoadArgs {
             bail!("--max-rows: {max_rows} is outside of the allowed range from 1 to 65536");
         }
         let builder = match &self.model {
-            None => {
-                eprintln!(
-                    "note: no --model given; using the built-in tiny demonstration (random weights, synthetic catalog): \
-                     its answers are valid items but mean nothing"
-                );
-                EngineBuilder::tiny()?
-            }
+            None => demo::builder()?,
             Some(folder) => self.open(folder)?,
         };
         let dtype = self.dtype.unwrap_or(self.device.dtype());

@@ -2,7 +2,10 @@
 
 mod bench;
 mod catalog;
+mod dataset;
+mod demo;
 mod doctor;
+mod eval;
 mod generate;
 mod gpus;
 mod load;
@@ -26,6 +29,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Ask the built-in demonstration six things, one of each kind.
+    Demo(demo::Demo),
     /// Answer one prompt, or a file of requests.
     Generate(Box<generate::Generate>),
     /// Serve over HTTP: OpenAI's routes, native ones, metrics, and a page to try them.
@@ -39,6 +44,11 @@ enum Command {
     /// Make Semantic IDs from embeddings, and models that speak them.
     #[command(subcommand)]
     Sid(Box<sid::Sid>),
+    /// Make training data: histories, prompts and answers in the words that the model will be asked in.
+    #[command(subcommand)]
+    Dataset(Box<dataset::Dataset>),
+    /// Measure what a model's answers are worth, beside simple baselines.
+    Eval(Box<eval::Eval>),
     /// Say what this machine offers and what would run where.
     Doctor(doctor::Doctor),
 }
@@ -66,10 +76,13 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let set_level = log::init(level, format)?;
     match cli.command {
         Command::Serve(command) => return command.run(set_level),
+        Command::Demo(command) => command.run(),
         Command::Generate(command) => command.run(),
         Command::Catalog(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Sid(command) => command.run(),
+        Command::Dataset(command) => command.run(),
+        Command::Eval(command) => command.run(),
         Command::Doctor(command) => command.run(),
     }
     .map(|()| ExitCode::SUCCESS)

@@ -77,6 +77,11 @@ impl EngineBuilder {
         self.layout.as_ref()
     }
 
+    /// The catalog, if there is one.
+    pub fn catalog_ref(&self) -> Option<&Arc<Catalog>> {
+        self.catalog.as_ref()
+    }
+
     /// How SIDs are spelled in the model's vocabulary; needed for everything but plain text.
     pub fn layout(mut self, layout: Layout) -> EngineBuilder {
         self.layout = Some(layout);

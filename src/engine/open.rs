@@ -76,8 +76,8 @@ impl EngineBuilder {
         Ok(self.catalog(Arc::new(catalog)))
     }
 
-    /// The built-in demonstration: a tiny model with random weights and a synthetic catalog of 300 items in three
-    /// types. Everything works, and nothing means anything.
+    /// A tiny model with random weights and a synthetic catalog of 300 items in three types, for tests: everything works, and
+    /// nothing means anything. [`crate::demo::builder`] has a model that learnt something.
     ///
     /// # Errors
     /// None, unless this crate is broken.

@@ -60,6 +60,30 @@ impl Model {
         }
         let config = Config::read(dir)?;
         let checkpoint = weights::Checkpoint::open(dir, config.dtype)?;
+        let adapter = Adapter::open(dir, &checkpoint, config.shape.hidden)?;
+        let name =
+            dir.canonicalize().ok().and_then(|d| d.file_name().map(|n| n.to_string_lossy().into_owned()));
+        let model = Model::of(name.unwrap_or_else(|| "model".into()), config, &checkpoint)?;
+        Ok(Model { dir: Some(dir.to_path_buf()), adapter, ..model })
+    }
+
+    /// A model whose files are part of the program: the contents of `config.json`, `generation_config.json` and
+    /// `model.safetensors`.
+    ///
+    /// # Errors
+    /// As [`Model::open`], with bare file names.
+    pub fn from_static(name: &str, config: &str, generation: &str, weights: &'static [u8]) -> Result<Model> {
+        let (config_path, generation_path) = (Path::new("config.json"), Path::new("generation_config.json"));
+        let config = Config::from_maps(
+            (config_path, &fields::parse_object(config_path, config)?),
+            (generation_path, &fields::parse_object(generation_path, generation)?),
+        )?;
+        let file = tensors::TensorFile::from_static(Path::new("model.safetensors"), weights)?;
+        let checkpoint = weights::Checkpoint::of(file, config.dtype);
+        Model::of(name.to_owned(), config, &checkpoint)
+    }
+
+    fn of(name: String, config: Config, checkpoint: &weights::Checkpoint) -> Result<Model> {
         let mut taken = HashSet::new();
         let weights = weights::assemble(&config, &mut |name, shape| {
             taken.insert(name.to_owned());
@@ -68,23 +92,13 @@ impl Model {
         let unused = checkpoint.unused(&taken);
         if let Some(first) = unused.first() {
             // As in transformers no error: a checkpoint may hold what its config does not ask for.
-            tracing::warn!("{}: {} tensors are not used, {first} first", dir.display(), unused.len());
+            tracing::warn!("{name}: {} tensors are not used, {first} first", unused.len());
         }
-        let adapter = Adapter::open(dir, &checkpoint, config.shape.hidden)?;
         let mut id = Fnv::new();
         id.feed(format!("{:?}", config.shape).as_bytes());
         checkpoint.digest(&mut |bytes| id.feed(bytes));
-        let name =
-            dir.canonicalize().ok().and_then(|d| d.file_name().map(|n| n.to_string_lossy().into_owned()));
-        Ok(Model {
-            name: name.unwrap_or_else(|| "model".into()),
-            dir: Some(dir.to_path_buf()),
-            id: id.hex(),
-            config,
-            weights,
-            adapter,
-            maps: checkpoint.maps(),
-        })
+        let maps = checkpoint.maps();
+        Ok(Model { name, dir: None, id: id.hex(), config, weights, adapter: None, maps })
     }
 
     /// A model with random weights and the shape of a real one ([`random::names`]); see [`RandomSpec`] for more.

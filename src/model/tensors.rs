@@ -75,10 +75,27 @@ impl Entry {
     }
 }
 
-/// A memory-mapped safetensors file.
+/// Where a file's bytes lie.
+#[derive(Clone)]
+enum Bytes {
+    Mapped(Arc<Mmap>),
+    /// In the program.
+    Static(&'static [u8]),
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Static(bytes) => bytes,
+        }
+    }
+}
+
+/// A safetensors file, memory-mapped or part of the program.
 pub struct TensorFile {
     path: PathBuf,
-    map: Arc<Mmap>,
+    bytes: Bytes,
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
 }
@@ -98,9 +115,21 @@ impl TensorFile {
         // SAFETY: the map is private and read-only. Its bytes are only ever read as plain numbers, for which every bit
         // pattern is valid; as everywhere with mapped models, whoever truncates the file under a running engine ends it.
         let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
-        let entries = parse_header(&map).map_err(|message| Error::file(path, message))?;
+        TensorFile::over(path, Bytes::Mapped(Arc::new(map)))
+    }
+
+    /// Takes a file that is part of the program; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`].
+    pub fn from_static(path: &Path, bytes: &'static [u8]) -> Result<TensorFile> {
+        TensorFile::over(path, Bytes::Static(bytes))
+    }
+
+    fn over(path: &Path, bytes: Bytes) -> Result<TensorFile> {
+        let entries = parse_header(bytes.as_ref()).map_err(|message| Error::file(path, message))?;
         let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
-        Ok(TensorFile { path: path.to_path_buf(), map: Arc::new(map), entries, by_name })
+        Ok(TensorFile { path: path.to_path_buf(), bytes, entries, by_name })
     }
 
     /// The file.
@@ -125,7 +154,7 @@ impl TensorFile {
             #[serde(default, rename = "__metadata__")]
             metadata: Map<String, Value>,
         }
-        let (length, rest) = self.map.split_at(8);
+        let (length, rest) = self.bytes().split_at(8);
         let length = u64::from_le_bytes(length.try_into().expect("eight bytes")) as usize;
         // The header was read once, but nobody asked then what kind of value stands here.
         serde_json::from_slice::<Whole>(&rest[..length]).unwrap_or_default().metadata
@@ -133,21 +162,24 @@ impl TensorFile {
 
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        self.bytes.as_ref()
     }
 
-    /// The memory map, to advise the system about.
-    pub(super) fn map(&self) -> &Arc<Mmap> {
-        &self.map
+    /// The memory map, to advise the system about; `None` for a part of the program.
+    pub(super) fn map(&self) -> Option<&Arc<Mmap>> {
+        match &self.bytes {
+            Bytes::Mapped(map) => Some(map),
+            Bytes::Static(_) => None,
+        }
     }
 
     /// A tensor as a view of the map; a copy if its bytes are not aligned. `None` if its type is none that weights have.
     pub fn tensor(&self, entry: &Entry) -> Option<Tensor> {
         let dtype = entry.dtype()?;
-        let bytes = &self.map[entry.range.clone()];
+        let bytes = &self.bytes()[entry.range.clone()];
         let shape = entry.shape.clone();
         if (bytes.as_ptr() as usize).is_multiple_of(dtype.size()) {
-            return Some(Tensor::new(dtype, shape, self.map.clone(), entry.range.clone()));
+            return Some(Tensor::new(dtype, shape, Arc::new(self.bytes.clone()), entry.range.clone()));
         }
         Some(match dtype {
             DType::F32 => Tensor::from_words(dtype, shape, copied::<u32>(bytes)),

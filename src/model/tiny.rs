@@ -1,4 +1,4 @@
-//! A complete Hugging Face folder with random weights, written deterministically: the embedded demonstration and tests.
+//! A complete Hugging Face folder with random weights, written deterministically, for tests.
 //!
 //! It knows nothing (the README inside says so) but has everything a real folder has, so that every path from file to answer
 //! can be walked without a download. Tokenizer, template and layout are the caller's: this room knows no text.

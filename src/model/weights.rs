@@ -93,9 +93,7 @@ impl Checkpoint {
     pub fn open(dir: &Path, declared: Option<DType>) -> Result<Checkpoint> {
         let single = dir.join(SINGLE);
         if single.exists() {
-            let file = TensorFile::open(&single)?;
-            let place = file.entries().iter().map(|e| (e.name.clone(), 0)).collect();
-            return Ok(Checkpoint { files: vec![file], place, listing: single, declared });
+            return Ok(Checkpoint::of(TensorFile::open(&single)?, declared));
         }
         let index = dir.join(INDEX);
         let Some(text) = read_text(&index)? else {
@@ -105,6 +103,13 @@ impl Checkpoint {
             Checkpoint { files: Vec::new(), place: HashMap::new(), listing: index, declared };
         checkpoint.read_index(dir, &text)?;
         Ok(checkpoint)
+    }
+
+    /// A checkpoint of one file.
+    pub fn of(file: TensorFile, declared: Option<DType>) -> Checkpoint {
+        let place = file.entries().iter().map(|e| (e.name.clone(), 0)).collect();
+        let listing = file.path().to_path_buf();
+        Checkpoint { files: vec![file], place, listing, declared }
     }
 
     /// Maps the shards of an index and checks that each tensor is where the index says.
@@ -205,7 +210,7 @@ impl Checkpoint {
 
     /// The memory maps, to read ahead.
     pub(super) fn maps(&self) -> Vec<Arc<Mmap>> {
-        self.files.iter().map(|f| f.map().clone()).collect()
+        self.files.iter().filter_map(|f| f.map().cloned()).collect()
     }
 
     /// Feeds what identifies the weights: every tensor's name, type, shape and first bytes.

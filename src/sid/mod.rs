@@ -9,7 +9,7 @@ mod extend;
 mod fit;
 mod kmeans;
 mod npy;
-mod random;
+pub(crate) mod random;
 mod report;
 mod unique;
 mod vectors;

@@ -2,7 +2,7 @@
 
 /// A stream of draws.
 #[derive(Clone, Debug)]
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// The stream of a seed and a purpose.

@@ -171,7 +171,7 @@ def check_places(text: str, items: list[dict], server: Server) -> None:
 
 
 def test_items_in_text_have_their_places(chat, server):
-    prompt = [{"role": "user", "content": "Recommend an item and explain why.\nOutput: mixed"}]
+    prompt = [{"role": "user", "content": "Recommend an item and say why.\nQuery: science fiction films\nTarget item type: film\nOutput: mixed"}]
     found = 0
     for seed in range(40):
         options = {"max_tokens": 120, "temperature": 1, "seed": seed, "extra_body": {"output": "mixed"}}

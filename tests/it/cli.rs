@@ -64,7 +64,7 @@ fn run_with(args: &[&str], stdin: &str) -> Ran {
     }
 }
 
-/// The demonstration as files: what is built in, written to a folder.
+/// A tiny model and its catalog as files.
 struct Files {
     dir: tempfile::TempDir,
 }
@@ -205,9 +205,9 @@ fn a_request_out_of_bounds_ends_with_1() {
         (&["-n", "0"], &["error: n:", "0", "512"]),
         (&["-n", "-3"], &["error: n:", "-3", "512"]),
         (&["--beam-width", "513"], &["beam_width", "513", "512"]),
-        (&["--beam-width", "8,8"], &["beam_width", "2 widths", "4"]),
+        (&["--beam-width", "8,8"], &["beam_width", "2 widths", "3"]),
         (&["--output", "list"], &["output", "list", "items"]),
-        (&["--types", "book,album"], &["item_types[1]", "album", "podcast"]),
+        (&["--types", "book,podcast"], &["item_types[1]", "podcast", "album"]),
         (&["--quota", "book"], &["--quota book", "TYPE=N"]),
         (&["--quota", "book=x"], &["--quota book=x", "x"]),
         (&["--max-rows", "0"], &["--max-rows", "0", "65536"]),
@@ -223,7 +223,6 @@ fn a_request_out_of_bounds_ends_with_1() {
 fn without_arguments_it_demonstrates_and_does_so_twice() {
     let (first, second) = (run(&["generate"]).done(), run(&["generate"]).done());
     assert_eq!(first.stdout, second.stdout);
-    assert!(first.stderr.contains("demonstration"), "{}", first.stderr);
     // A line for each item and nothing else: its place, its score, its title, its id.
     assert_eq!(first.stdout.lines().count(), 10, "{}", first.stdout);
 
@@ -231,7 +230,8 @@ fn without_arguments_it_demonstrates_and_does_so_twice() {
     assert_eq!((json.stdout.lines().count(), json.stdout.ends_with('\n')), (1, true), "{}", json.stdout);
     let answer = &json.lines()[0];
     assert_eq!((&answer["finish_reason"], &answer["score"]), (&json!("stop"), &json!("codebook")));
-    let catalog = synthetic::tiny();
+    let demonstration = sidereal::demo::builder().unwrap();
+    let catalog = demonstration.catalog_ref().unwrap();
     let items = answer["items"].as_array().unwrap();
     assert_eq!(items.len(), 10);
     for (place, (item, line)) in items.iter().zip(first.stdout.lines()).enumerate() {
@@ -352,25 +352,29 @@ fn a_folder_and_a_catalog_answer_like_the_demonstration() {
     let (model, catalog) = (files.arg("model"), files.arg("catalog.jsonl"));
     let ask = ["--prompt", "Find a film.", "--output", "items", "--types", "film,book", "-n", "7", "--json"];
     let built_in = run(&[&["generate"], &ask[..]].concat()).done().lines();
-    let opened = run(&[&["generate", "--model", &model, "--catalog", &catalog], &ask[..]].concat()).done();
-    assert_eq!(opened.stderr, "");
-    assert_eq!(opened.lines(), built_in);
     assert_eq!(built_in[0]["items"].as_array().unwrap().len(), 7);
+    let folder = format!("{}/src/demo/model", env!("CARGO_MANIFEST_DIR"));
+    let items = format!("{folder}/catalog.jsonl");
+    let same = run(&[&["generate", "--model", &folder, "--catalog", &items], &ask[..]].concat()).done();
+    assert_eq!((same.lines(), same.stderr.as_str()), (built_in, ""));
+    let opened =
+        run(&[&["generate", "--model", &model, "--catalog", &catalog], &ask[..]].concat()).done().lines();
+    assert_eq!(opened[0]["items"].as_array().unwrap().len(), 7);
     // A layout of one's own, here found by name in the vocabulary: delimiters, types and levels as before.
     let without = files.model_with("bare", "sid_layout.json", None);
     let detected =
         run(&[&["generate", "--model", &without, "--catalog", &catalog], &ask[..]].concat()).done();
-    assert_eq!(detected.lines(), built_in);
+    assert_eq!(detected.lines(), opened);
     let layout = files.path("model").join("sid_layout.json").display().to_string();
     let named = ["generate", "--model", &without, "--catalog", &catalog, "--layout", &layout];
-    assert_eq!(run(&[&named, &ask[..]].concat()).done().lines(), built_in);
+    assert_eq!(run(&[&named, &ask[..]].concat()).done().lines(), opened);
     // Without a catalog there is text, and items are refused by name.
     run(&[&["generate", "--model", &model], &ask[..]].concat()).failed(1, &["output", "catalog"]);
     let text = ["generate", "--model", &model, "--prompt", "The", "--max-tokens", "3", "--json"];
     assert!(run(&text).done().lines()[0]["content"].is_array());
     run(&["generate", "--model", &model]).failed(1, &["--prompt"]);
     // Messages with typed parts come from a file.
-    let messages = r#"[{"role": "user", "content": [{"type": "history", "items": ["book:3"]}]}]"#;
+    let messages = r#"[{"role": "user", "content": [{"type": "history", "items": ["book:dune"]}]}]"#;
     let messages = files.write("messages.json", messages);
     let typed = ["generate", "--messages", &messages, "--output", "items", "--json"];
     assert_eq!(run(&typed).done().lines()[0]["items"].as_array().unwrap().len(), 10);
@@ -505,4 +509,133 @@ fn a_small_bench_reports_as_json() {
     let figures = &ran.lines()[0];
     assert_eq!(figures["beam"]["levels"], 2);
     assert!(figures["decode_ms"].as_f64().unwrap() > 0.0, "{figures}");
+}
+
+/// The block of the README that begins with a command, without it.
+fn shown(command: &str) -> String {
+    let readme =
+        std::fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let from = readme
+        .find(&format!("$ {command}\n"))
+        .unwrap_or_else(|| panic!("README.md does not show `{command}`"));
+    let block = &readme[from..];
+    let block = &block[..block.find("```").unwrap()];
+    block.split_once('\n').unwrap().1.to_owned()
+}
+
+#[test]
+fn the_walk_is_as_the_readme_shows_it() {
+    let walked = run(&["demo"]).done().stdout;
+    let shown = shown("cargo run --release -- demo");
+    assert_eq!(walked.lines().count(), shown.lines().count(), "{walked}");
+    for (found, shown) in walked.lines().zip(shown.lines()) {
+        let alike = |(a, b): (&str, &str)| match (a.parse::<f64>(), b.parse::<f64>()) {
+            // Another processor adds in other lanes.
+            (Ok(a), Ok(b)) => (a - b).abs() < 0.005,
+            _ => a == b,
+        };
+        let words = || found.split_whitespace().zip(shown.split_whitespace());
+        assert_eq!(found.split_whitespace().count(), shown.split_whitespace().count(), "{found}");
+        assert!(words().all(alike), "prints {found:?}, README.md shows {shown:?}");
+    }
+}
+
+#[test]
+fn tasks_ask_in_the_words_of_training() {
+    let answer = |args: &[&str]| run(&[&["generate", "--json"], args].concat()).done().lines()[0].clone();
+    let search = answer(&["--task", "search", "--prompt", "alien", "--types", "film", "-n", "3"]);
+    let items = search["items"].as_array().unwrap();
+    assert!(items.len() == 3 && items.iter().all(|item| item["type"] == "film"), "{search}");
+    let written = "Find an item.\nQuery: alien\nTarget item type: film\nOutput: items";
+    let by_hand = answer(&["--prompt", written, "--output", "items", "--types", "film", "-n", "3"]);
+    assert_eq!(search["items"], by_hand["items"]);
+    let next =
+        answer(&["--task", "recommend", "--history", "film:alien,book:dune", "--types", "album", "-n", "2"]);
+    assert_eq!(next["items"].as_array().unwrap().len(), 2);
+    let kind = answer(&["--task", "type", "--item", "book:dune", "--temperature", "0"]);
+    assert_eq!(kind["content"][0]["text"], "book", "{kind}");
+    for (args, words) in [
+        (&["--task", "search"][..], &["search", "--prompt"][..]),
+        (&["--task", "recommend", "--prompt", "x"], &["recommend", "--history"]),
+        (&["--task", "describe"], &["describe", "--item"]),
+        (&["--task", "seek", "--prompt", "x"], &["seek", "search, recommend"]),
+        (&["--task", "describe", "--item", "book:none"], &["book:none", "unknown item"]),
+    ] {
+        run(&[&["generate"], args].concat()).failed(1, words);
+    }
+}
+
+#[test]
+fn training_data_from_a_catalog_of_any_kind() {
+    let files = Files::new();
+    let (model, catalog, histories) =
+        (files.arg("model"), files.arg("catalog.jsonl"), files.arg("histories.jsonl"));
+    let simulate = [
+        "dataset",
+        "simulate",
+        "--catalog",
+        &catalog,
+        "--users",
+        "30",
+        "--held-out",
+        "5",
+        "--out",
+        &histories,
+    ];
+    run(&simulate).done();
+    let lines = std::fs::read_to_string(&histories).unwrap();
+    assert_eq!(lines.lines().count(), 35);
+    assert_eq!(lines.matches(r#""split":"test""#).count(), 5);
+    let render = ["dataset", "render", "--catalog", &catalog, "--histories", &histories, "--samples", "50"];
+    let tokens = run(&[&render[..], &["--model", &model]].concat()).done().lines();
+    assert_eq!(tokens.len(), 50);
+    for line in &tokens {
+        assert!(!line["prompt_token_ids"].as_array().unwrap().is_empty(), "{line}");
+        assert_eq!(line["answer_token_ids"].as_array().unwrap().last(), Some(&json!(2)), "{line}");
+    }
+    // Titles instead of items, which a model without SIDs can learn from.
+    let texts = run(&[&render[..], &["--as", "text"]].concat()).done().lines();
+    let titles = run(&[&render[..], &["--model", &model, "--items", "titles"]].concat()).done().lines();
+    let tokenizer = Tokenizer::open(&files.path("model")).unwrap();
+    for (text, line) in texts.iter().zip(&titles) {
+        let mut ids: Vec<TokenId> = serde_json::from_value(line["answer_token_ids"].clone()).unwrap();
+        ids.pop();
+        assert_eq!(json!(tokenizer.decode(&ids)), text["answer"]);
+    }
+    run(&["dataset", "render", "--catalog", &catalog, "--mix", "recommend=1"])
+        .failed(1, &["recommend", "histories"]);
+    run(&["dataset", "render", "--catalog", &catalog, "--as", "tokens"]).failed(1, &["--model"]);
+    run(&["dataset", "render", "--catalog", &catalog, "--mix", "recommend=x"])
+        .failed(2, &["recommend=x", "TASK=SHARE"]);
+    run(&["dataset", "simulate", "--catalog", &catalog, "--shortest", "1"]).failed(1, &["--shortest"]);
+    run(&["dataset", "simulate", "--catalog", "no/such.jsonl"]).failed(1, &["no/such.jsonl"]);
+}
+
+#[test]
+fn eval_measures_the_demonstration() {
+    let ran = run(&["eval", "--questions", "15", "--texts", "4", "--json"]).done();
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let tasks = report["tasks"].as_array().unwrap();
+    assert_eq!(tasks.len(), 3 * 6, "{report}");
+    for row in tasks {
+        for score in ["hr@1", "hr@10", "ndcg@10", "mrr"] {
+            assert!((0.0..=1.0).contains(&row[score].as_f64().unwrap()), "{row}");
+        }
+        // Every item has a SID of its own here.
+        assert_eq!(row["by_sid"]["hr@10"], row["hr@10"]);
+        let baselines = row["baselines"].as_object().unwrap();
+        assert_eq!(baselines.len(), if row["task"] == "search" { 1 } else { 3 });
+        assert!(row["latency_ms"]["p50"].as_f64().unwrap() > 0.0);
+    }
+    let titles = tasks.iter().filter(|row| row["query"] == "title");
+    assert!(titles.map(|row| row["hr@10"].as_f64().unwrap()).all(|hits| hits > 0.8), "{report}");
+    let texts = report["texts"].as_array().unwrap();
+    let valid = &texts[0]["valid_items"];
+    assert!(texts.len() == 4 && valid[0] == valid[1] && valid[0].as_u64().unwrap() >= 4, "{report}");
+    let table = run(&["eval", "--questions", "2", "--texts", "1"]).done().stdout;
+    assert!(
+        table.starts_with("| task | type |") && table.contains("| recommend | album | **model** |"),
+        "{table}"
+    );
+    run(&["eval", "--model", "no/such"]).failed(1, &["--catalog"]);
 }

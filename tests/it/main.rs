@@ -5,7 +5,9 @@
 
 mod beams;
 mod catalog;
+mod catalog_of_works;
 mod cli;
+mod dataset;
 mod devices;
 mod engine;
 mod filters;

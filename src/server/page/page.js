@@ -1,24 +1,24 @@
 // The page at `/`: builds a native request, reads its stream of events, shows items, text, times and the path of an item.
-// Titles and texts of others enter the document as text nodes only.
+// Titles and texts enter the document as text nodes only.
 
 const $ = (id) => document.getElementById(id);
 const all = (selector) => [...document.querySelectorAll(selector)];
 const PROMPTS = {
   search: "Find an item.",
   recommend: "Recommend the next item.",
-  why: "Recommend an item and explain why.",
+  why: "Recommend an item and say why.",
   describe: "Describe the item.",
-  interests: "Describe this person's interests.",
+  interests: "Describe this person's tastes.",
 };
 const OUTPUTS = { search: "items", recommend: "items", why: "mixed", describe: "text", interests: "text" };
 const OPERANDS = { booleans: ["eq", true], integers: ["ge", 0], floats: ["ge", 0], "lists of strings": ["has", ""] };
 const LOST = { message: "The connection to the server was lost." };
 
 const state = {
-  catalog: null, // of GET /v1/catalog; none: text only
+  catalog: null, // GET /v1/catalog; none: text only
   history: [], // items picked, newest last
   turns: [], // messages of the conversation so far
-  typed: {}, // fields that the user wrote in, which samples leave alone
+  typed: {}, // fields that the user wrote in
   running: null, // AbortController of the request in progress
   opener: null, // what opened the path, for the focus to go back to
 };
@@ -74,15 +74,16 @@ function filter() {
 function messages() {
   const type = $("type").value;
   const before = `${$("instruction").value.trim()}\n`;
-  const after = $("steer").checked ? (type && `\nTarget item type: ${type}`) + `\nOutput: ${output()}` : "";
+  const target = output() === "text" ? "" : `\nTarget item type: ${type || "any"}`;
+  const after = $("steer").checked ? `${target}\nOutput: ${output()}` : "";
   const items = state.history.map((item) => item.id);
   const user = (content) => [{ role: "user", content }];
   const around = (first, part) => user([{ type: "text", text: first }, part, { type: "text", text: after }]);
   if (kind() === "search") return user(`${before}Query: ${$("query").value.trim()}${after}`);
   if (kind() === "chat") return [...state.turns, ...user($("message").value)];
   if (kind() !== "describe") return around(`${before}History: `, { type: "history", items });
-  if (!items.length) throw { param: "pick", message: "Add the item to describe first: type a part of its title." };
-  return around(before, { type: "item", id: items.at(-1) });
+  if (!items.length) throw { param: "pick", message: "Add the item to describe first." };
+  return around(`${before}Item: `, { type: "item", id: items.at(-1) });
 }
 
 function request() {

@@ -13,6 +13,9 @@ HASHED = 512  # width of the text block without MiniLM
 
 def vectors(items: list[dict], weights: dict[str, float]) -> np.ndarray:
     """[items, width] float32, in the order of the items, which are of one type."""
+    for item in items:
+        if missing := [key for key in ("genres", "creator", "year", "about") if not item.get(key)]:
+            raise SystemExit(f"vectors: {item.get('id')}: has no {', '.join(missing)}, of which its vector is made")
     blocks = {
         "text": embed([facts(item) for item in items]),
         "genres": hot([item["genres"] for item in items]),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use sidereal::catalog::Catalog;
@@ -15,7 +16,6 @@ use sidereal::dataset::{
 use sidereal::engine::EngineBuilder;
 
 use super::catalog::infer;
-use super::load::progress;
 
 /// Samples rendered between two steps of the progress bar.
 const CHUNK: usize = 4096;
@@ -182,8 +182,8 @@ impl Render {
         };
         let plan = sampler.plan(&mix, self.samples)?;
         let mut out = sink(self.out.as_deref())?;
-        let bar = progress("rendering").with_position(0);
-        bar.set_length(plan.len() as u64);
+        let bar = ProgressBar::with_draw_target(Some(plan.len() as u64), ProgressDrawTarget::stderr());
+        bar.set_style(ProgressStyle::with_template("rendering {wide_bar} {human_pos}/{human_len} {eta}")?);
         for chunk in plan.chunks(CHUNK) {
             let line =
                 |&(task, number): &_| line(&sampler.sample(task, number), form, renderer.as_ref(), &works);

@@ -192,7 +192,13 @@ impl Generate {
         let Some(task) = &self.task else {
             let asked = self.prompt.is_some() || self.messages.is_some() || self.load.model.is_some();
             let query = Subject::Query(DEMO_QUERY.to_owned());
-            return Ok((!asked).then(|| Prompt::new(Task::Search, query, target.or(Some("film")))));
+            return Ok((!asked).then(|| {
+                Prompt::new(
+                    Task::Search,
+                    query,
+                    if self.answer.types.is_none() { Some("film") } else { target },
+                )
+            }));
         };
         let task = Task::named(task).map_err(|error| anyhow::anyhow!("--{error}"))?;
         let subject = match (task, &self.prompt, &self.history, &self.item) {

@@ -22,7 +22,6 @@ pub use prompt::{Prompt, Subject, Task};
 pub use render::{Rendered, Renderer, titles};
 pub use sample::{Mix, Query, QueryKind, Sample, Sampler};
 pub use simulate::{SimulationOptions, simulate};
-pub use wording::list_of;
 pub use works::{Work, Works};
 
 use serde::{Deserialize, Serialize};

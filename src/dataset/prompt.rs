@@ -9,8 +9,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Split;
 use super::wording::instructions;
-use super::{Split, Works};
 use crate::engine::{Content, Message, Output, Part, Request};
 use crate::error::{Error, Result};
 use crate::sid::random::Random;
@@ -155,22 +155,6 @@ impl Prompt {
                 .filter(|_| self.task.output() != Output::Text)
                 .map(|target| vec![target.clone()]),
             ..Request::default()
-        }
-    }
-
-    /// Checks that the items and the type are a catalog's.
-    ///
-    /// # Errors
-    /// The name that is unknown.
-    pub fn check(&self, works: &Works) -> Result<()> {
-        let ids: &[String] = match &self.subject {
-            Subject::History(items) => items,
-            Subject::Item(id) => std::slice::from_ref(id),
-            _ => &[],
-        };
-        match ids.iter().find(|id| works.find(id).is_none()) {
-            Some(id) => Err(Error::invalid("item", format!("unknown item `{id}`"))),
-            None => Ok(()),
         }
     }
 }

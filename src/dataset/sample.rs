@@ -111,6 +111,9 @@ impl FromStr for Mix {
                 return Err(Error::invalid("mix", format!("`{name}` stands there twice")));
             }
         }
+        if !mix.values().sum::<f64>().is_finite() {
+            return Err(Error::invalid("mix", format!("`{text}`: the shares are too large")));
+        }
         Ok(Mix(mix.into_iter().collect()))
     }
 }
@@ -122,7 +125,7 @@ impl Mix {
         let (mut sum, mut given) = (0.0, 0);
         let count = |(task, weight): &(Task, f64)| {
             sum += weight;
-            let end = (samples as f64 * sum / all).round() as usize;
+            let end = (samples as f64 * (sum / all)).round() as usize;
             let count = end.saturating_sub(given);
             given = end;
             (*task, count)
@@ -187,6 +190,9 @@ impl<'a> Sampler<'a> {
     }
 
     /// Sample `number` of a task. Every stretch of as many numbers as there are works (or histories) goes through all of them.
+    ///
+    /// # Panics
+    /// If the task needs histories ([`Sampler::plan`] says so) and there are none.
     pub fn sample(&self, task: Task, number: usize) -> Sample {
         let random = &mut Random::new(self.seed, ((task as u64) << 48 | number as u64) + 1);
         match task {

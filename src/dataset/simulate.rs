@@ -106,7 +106,7 @@ impl World<'_> {
         let types: Vec<f64> = (0..self.works.types().len()).map(|t| self.type_weight(t, random)).collect();
         let (shortest, longest) = options.lengths;
         let length = shortest + random.below(longest.max(shortest) - shortest + 1);
-        let mut taken: Vec<usize> = Vec::with_capacity(length);
+        let mut taken: Vec<usize> = Vec::with_capacity(length.min(all.len()));
         while taken.len() < length.min(all.len()) {
             let item_type = draw(&types, random);
             let next = match random.unit() < options.loyalty {

@@ -245,7 +245,7 @@ pub(super) fn genres(work: &Work) -> Option<String> {
 }
 
 /// `a`, `a and b`, `a, b and c`.
-pub fn list_of<S: AsRef<str>>(words: &[S]) -> String {
+pub(super) fn list_of<S: AsRef<str>>(words: &[S]) -> String {
     let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
     match words.split_last() {
         None => String::new(),

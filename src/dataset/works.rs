@@ -1,6 +1,6 @@
 //! What a catalog says about its items, in the words that prompts and answers use.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -32,7 +32,7 @@ pub struct Work {
 impl Work {
     /// First year of its decade.
     pub fn decade(&self) -> Option<i64> {
-        self.year.map(|year| year.div_euclid(10) * 10)
+        self.year.and_then(|year| year.div_euclid(10).checked_mul(10))
     }
 }
 
@@ -125,25 +125,27 @@ impl Works {
     }
 }
 
+/// What the catalog says of an item; empty texts say nothing, and a genre is said once.
 fn work(catalog: &Catalog, t: TypeId, rank: Rank) -> Work {
     let item = catalog.item(t, rank);
+    let said = |text: &str| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
     let text = |name: &str| match item.attribute(name)? {
-        Value::String(text) => Some(text),
+        Value::String(text) => said(&text),
         // A list of one, as sources of several creators write it.
-        Value::Array(list) => Some(list.first()?.as_str()?.to_owned()),
+        Value::Array(list) => said(list.first()?.as_str()?),
         _ => None,
     };
-    let genres = match item.attribute("genres") {
-        Some(Value::Array(list)) => {
-            list.iter().filter_map(|genre| genre.as_str().map(str::to_owned)).collect()
-        }
-        Some(Value::String(genre)) => vec![genre],
+    let mut genres: Vec<String> = match item.attribute("genres") {
+        Some(Value::Array(list)) => list.iter().filter_map(|genre| said(genre.as_str()?)).collect(),
+        Some(Value::String(genre)) => said(&genre).into_iter().collect(),
         _ => Vec::new(),
     };
+    let mut seen = HashSet::new();
+    genres.retain(|genre| seen.insert(genre.clone()));
     Work {
         id: item.id().to_owned(),
         item_type: t.index(),
-        title: item.title().unwrap_or(item.id()).to_owned(),
+        title: item.title().and_then(said).unwrap_or_else(|| item.id().to_owned()),
         creator: text("creator"),
         year: item.attribute("year").and_then(|year| year.as_i64()),
         genres,

@@ -57,7 +57,9 @@ mod tests {
     fn the_demonstration_opens_and_is_small() {
         let builder = builder().unwrap();
         assert!(WEIGHTS.0.len() <= 8_000_000, "{} bytes", WEIGHTS.0.len());
-        assert_eq!(builder.model_ref().weights.embed.bytes().as_ptr() as usize % 2, 0);
+        // Used where they lie, not copied.
+        let first = builder.model_ref().weights.embed.bytes().as_ptr();
+        assert!(WEIGHTS.0.as_ptr_range().contains(&first));
         let catalog = builder.catalog_ref().unwrap();
         assert_eq!(catalog.types(), ["book", "film", "album"]);
         assert_eq!(catalog.len(), 1260);

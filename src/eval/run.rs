@@ -209,7 +209,7 @@ impl Judge<'_> {
         let (mut right, mut claiming, mut seconds) = (Vec::new(), Vec::new(), Vec::new());
         let (mut items, mut valid, mut wrong) = (0, 0, None);
         for number in 0..self.options.texts {
-            // Spread over all works and people, whatever their number.
+            // A prime apart, so that works and people of all kinds come up.
             let sample = sampler.sample(task, number * 7919);
             let seed = Some((self.options.seed << 32) as i64 + number as i64);
             let start = Instant::now();

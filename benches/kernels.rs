@@ -2,9 +2,10 @@
 //!
 //! First the two ceilings are measured: bytes per second of a stream of reads, operations per second of bf16 products. The limit of a bench
 //! is its bytes or its operations at those rates, whichever takes longer, and its share is that time over its best. Launches are recorded
-//! in a graph, so that the host has no part in the time; operands are random and rotate through more memory than the level-2 cache has.
+//! in a graph, so that the host has no part in the time; operands are random and rotate through more memory than the level-2 cache has. (A SID step
+//! changes what it works on and is launched once, behind a fill that keeps the device busy meanwhile.)
 //!
-//! `cargo bench --features cuda --bench kernels`. Without a GPU it says so and ends.
+//! `cargo bench --features cuda --bench kernels -- [FAMILY]`, a family being `sid_step`, `embed`, `sample`, `product` or `attention`. Without a GPU it says so and ends.
 
 #[cfg(feature = "cuda")]
 #[path = "kernels/attention.rs"]
@@ -15,6 +16,9 @@ mod gpu;
 #[cfg(feature = "cuda")]
 #[path = "kernels/products.rs"]
 mod products;
+#[cfg(feature = "cuda")]
+#[path = "kernels/sid.rs"]
+mod sid;
 #[cfg(feature = "cuda")]
 #[path = "kernels/text.rs"]
 mod text;
@@ -33,9 +37,28 @@ fn main() {
             return;
         }
     };
-    let mut criterion = criterion::Criterion::default().configure_from_args().sample_size(20);
-    text::benches(&mut criterion, &mut gpu);
-    products::benches(&mut criterion, &mut gpu);
-    attention::benches(&mut criterion, &mut gpu);
+    let brief = |seconds| std::time::Duration::from_secs_f32(seconds);
+    let mut criterion = criterion::Criterion::default()
+        .warm_up_time(brief(0.5))
+        .measurement_time(brief(1.0))
+        .sample_size(20)
+        .configure_from_args();
+    // What a filter leaves out is not even made ready: catalogs of ten million items, gigabytes of operands.
+    let filter = std::env::args().skip(1).find(|word| !word.starts_with('-'));
+    let wanted = |family: &str| {
+        filter.as_ref().is_none_or(|filter| filter.starts_with(family) || family.starts_with(filter.as_str()))
+    };
+    if wanted("sid_step") {
+        sid::benches(&mut criterion, &mut gpu);
+    }
+    if wanted("embed") || wanted("sample") {
+        text::benches(&mut criterion, &mut gpu);
+    }
+    if wanted("product") {
+        products::benches(&mut criterion, &mut gpu);
+    }
+    if wanted("attention") {
+        attention::benches(&mut criterion, &mut gpu);
+    }
     criterion.final_summary();
 }

@@ -8,13 +8,15 @@
 #   tests       every test, with REQUIRE_GPU=1
 #   model       the trained model, on the device against the reference (if it came along)
 #   bench       kernels, each with its share of the limit
-#   request     whole requests, 1.7B shape: context 1000, width 256, 3 codes, batch 1 and 4
+#   request     whole requests of the 1.7B shape: context 1000 and 5000, width 256, 3 codes, in batches; 2,465 tokens, width 50, 4 codes
+#   decode      prefill and decoding at the shapes of Qwen3 0.6B, 1.7B, 8B and Llama 1B
+#   peers       PyTorch (and transformers, where it is installed) at the same shapes: benches/peers/gpu.py
 #   memcheck, racecheck, initcheck, synccheck
 #               kernel tests under compute-sanitizer, its summary asserted
 #
 # A phase that fails does not keep the next from running; the exit code is 1 if any failed. All of them share the limit (570 s):
 # one that begins too late or takes too long is cut off and counts as failed. Choose phases to fit several calls.
-# OUT: folder for results.md and log.txt (target/gpu/out). TESTS, KERNEL_TESTS, BENCH: filters of names.
+# OUT: folder for results.md and log.txt (target/gpu/out). TESTS, KERNEL_TESTS, BENCH: filters of names. PEERS: parts of the peers.
 set -uo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 cd "$here/../.."
@@ -25,12 +27,12 @@ while [ $# -gt 0 ]; do
     case "$1" in
         --limit) limit="$2"; shift 2 ;;
         -h | --help) sed -n '2,/^set /p' "$here/run.sh" | sed '$d; s/^# \{0,1\}//'; exit ;;
-        doctor | tests | model | bench | request | memcheck | racecheck | initcheck | synccheck) phases+=("$1"); shift ;;
+        doctor | tests | model | bench | request | decode | peers | memcheck | racecheck | initcheck | synccheck) phases+=("$1"); shift ;;
         *) echo "no phase $1; see --help" >&2; exit 2 ;;
     esac
 done
 if [ "${#phases[@]}" -eq 0 ]; then
-    phases=(doctor tests model bench request memcheck racecheck initcheck synccheck)
+    phases=(doctor tests model bench request decode peers memcheck racecheck initcheck synccheck)
 fi
 
 out="${OUT:-$here/out}"
@@ -92,13 +94,34 @@ run_bench() {
     done
     return "$code"
 }
+# $1: shape; the rest: options.
+bench_model() {
+    within "$here/sidereal" bench model --device cuda --dtype bf16 --random "$@"
+}
 run_request() {
-    local batch code=0
-    for batch in 1 4; do
-        within "$here/sidereal" bench model --device cuda --dtype bf16 --random qwen3-1.7b --prompt 1000 --beam-width 256 \
-            --levels 8192,8192,8192 --items 1000000 --batch "$batch" || code=1
+    local batch code=0 items=1000000 three=8192,8192,8192
+    for batch in 1 4 8; do
+        bench_model qwen3-1.7b --prompt 1000 --beam-width 256 --levels "$three" --items "$items" --batch "$batch" || code=1
     done
+    for batch in 1 8; do
+        bench_model qwen3-1.7b --prompt 5000 --beam-width 256 --levels "$three" --items "$items" --batch "$batch" || code=1
+    done
+    # Requests per second: the batch over its time.
+    bench_model qwen3-1.7b --prompt 2465 --beam-width 50 --levels "$three,8192" --items "$items" --batch 32 || code=1
     return "$code"
+}
+run_decode() {
+    local shape code=0
+    for shape in qwen3-0.6b qwen3-1.7b qwen3-8b llama-3.2-1b; do
+        bench_model "$shape" --prompt 1024 --context 1024 --decode 64 --beam-width 0 || code=1
+    done
+    bench_model qwen3-1.7b --prompt 1024 --context 1024 --decode 64 --beam-width 0 --batch 32 || code=1
+    bench_model qwen3-8b --prompt 1024 --context 1024 --decode 32 --beam-width 0 --batch 256 --repeat 1 || code=1
+    return "$code"
+}
+run_peers() {
+    python3 -c 'import torch; assert torch.cuda.is_available()' || { echo "skipped: no PyTorch that sees the GPU" | tee -a "$log"; return; }
+    within python3 benches/peers/gpu.py ${PEERS:-}
 }
 # $1: tool, $2: the summary of a run without findings.
 run_sanitizer() {
@@ -146,12 +169,12 @@ for phase in "${phases[@]}"; do
     echo "$phase: $verdict"
     echo "| $phase | $verdict | $((SECONDS - begun)) | $(summary) |" >>"$results"
 done
-for phase in doctor bench request; do
+for phase in doctor bench request decode peers; do
     log="$logs/$phase"
     [ -s "$log" ] || continue
     case "$phase" in
         bench) { printf '\n## bench\n\n| id | median | rate |\n|---|---:|---:|\n'; figures; grep -E 'of (the )?(limit|read|matrix)' "$log" | sed 's/^/    /' | sed '1i\\'; } >>"$results" ;;
-        *) { printf '\n## %s\n\n' "$phase"; sed 's/^/    /' "$log" | head -n 60; } >>"$results" ;;
+        *) { printf '\n## %s\n\n' "$phase"; sed 's/^/    /' "$log" | head -n 160; } >>"$results" ;;
     esac
 done
 for phase in "${phases[@]}"; do

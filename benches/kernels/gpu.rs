@@ -20,11 +20,21 @@ pub struct Work {
 pub struct Gpu {
     pub driver: Box<dyn Driver>,
     ceilings: Ceilings,
+    /// Bytes that are filled before what is timed step by step.
+    stall: usize,
 }
 
 impl Gpu {
-    /// The first GPU; prints what it can do at most.
+    /// The first GPU; prints what it can do at most. With the feature `emulated`, `SIDEREAL_BENCH_DRIVER=emulated` takes the host-run driver instead: it shows that
+    /// the benches run, and no speed.
     pub fn open() -> Result<Gpu> {
+        #[cfg(feature = "emulated")]
+        if std::env::var_os("SIDEREAL_BENCH_DRIVER").is_some_and(|name| name == "emulated") {
+            let driver = sidereal::device::cuda::EmulatedDriver::new(Default::default())?;
+            println!("the host-run driver: no figure below means anything");
+            let ceilings = Ceilings { read: f64::INFINITY, matrix: f64::INFINITY };
+            return Ok(Gpu { driver: Box::new(driver), ceilings, stall: 16 });
+        }
         let mut driver: Box<dyn Driver> = Box::new(CudaDriver::new(0)?);
         let extent = Extent::of(&mut *driver)?;
         let ceilings = measure(&mut *driver, &extent)?;
@@ -34,7 +44,7 @@ impl Gpu {
             ceilings.read / 1e9,
             ceilings.matrix / 1e12
         );
-        Ok(Gpu { driver, ceilings })
+        Ok(Gpu { driver, ceilings, stall: STALL_BYTES })
     }
 
     /// How many sets of operands of `bytes` are needed so that none is found in the level-2 cache.
@@ -107,12 +117,57 @@ impl Gpu {
             });
         });
         group.finish();
+        self.share(name, &work, best);
+    }
+
+    /// Times steps that change what they work on, each once: `prepare` readies `sets` of them, which `enqueue` then enqueues behind a long fill, so that
+    /// the host is ahead of the device.
+    pub fn bench_rounds<S>(
+        &mut self,
+        c: &mut Criterion,
+        name: (&str, &str),
+        (work, sets): (Work, usize),
+        state: &mut S,
+        (prepare, enqueue): (
+            impl Fn(&mut S, &mut dyn Driver),
+            impl Fn(&S, &mut dyn Driver, usize) -> Result<()>,
+        ),
+    ) {
+        let (driver, bytes) = (&mut *self.driver, self.stall);
+        let stall = driver.allocate("bench", &[bytes]).expect("memory to fill")[0];
+        let mut best = f64::INFINITY;
+        let mut group = c.benchmark_group(name.0);
+        group.throughput(Throughput::Bytes(work.bytes as u64)).warm_up_time(Duration::from_millis(1));
+        group.measurement_time(Duration::from_millis(1)).sample_size(10);
+        group.bench_function(BenchmarkId::from_parameter(name.1), |b| {
+            b.iter_custom(|iterations| {
+                prepare(state, driver);
+                driver.fill(stall, 0, bytes).expect("a fill");
+                let begin = driver.record().expect("an event");
+                (0..sets).for_each(|set| enqueue(state, driver, set).expect("a launch"));
+                let end = driver.record().expect("an event");
+                driver.synchronize().expect("the end");
+                let one = driver.elapsed(begin, end).expect("a time").as_secs_f64() / sets as f64;
+                best = best.min(one);
+                Duration::from_secs_f64(one * iterations as f64)
+            });
+        });
+        group.finish();
+        driver.free(stall).expect("freed");
+        self.share(name, &work, best);
+    }
+
+    /// Prints a time beside its limit.
+    fn share(&self, name: (&str, &str), work: &Work, best: f64) {
         if best.is_finite() {
             let limit = (work.bytes as f64 / self.ceilings.read).max(work.operations / self.ceilings.matrix);
             println!("{}/{}: {:.2} us, {:.2} of the limit", name.0, name.1, best * 1e6, limit / best);
         }
     }
 }
+
+/// Filling as much takes about a millisecond on a large GPU.
+const STALL_BYTES: usize = 4 << 30;
 
 /// Pseudo-random numbers between -1 and 1.
 pub fn noise(seed: u64, len: usize) -> impl Iterator<Item = f32> {

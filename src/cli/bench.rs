@@ -59,6 +59,9 @@ pub struct ModelBench {
     /// Tokens of a prompt
     #[arg(long, value_name = "N", default_value_t = 512)]
     prompt: usize,
+    /// Tokens before the first one that is decoded
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    context: usize,
     /// Tokens decoded
     #[arg(long, value_name = "N", default_value_t = 32)]
     decode: usize,
@@ -206,7 +209,7 @@ impl ModelBench {
             let prefill = runner.text(1, self.prompt, 1)?;
             // The limit is read right before and after what it limits.
             let before = limit.read_gb_s();
-            let decode = runner.text(self.batch, 16, self.decode)?;
+            let decode = runner.text(self.batch, self.context, self.decode)?;
             let after = limit.read_gb_s();
             let mut beam = (Vec::new(), Vec::new());
             if self.beam_width > 0 {

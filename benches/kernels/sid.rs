@@ -1,0 +1,219 @@
+//! The SID step, from the logits of the codebooks to the next beams: `sid_gather`, `sid_score` and `sid_select` of many searches at once.
+//!
+//! `sid_step/32xw64/v8192x3/zipf1.0/level1`: 32 searches of width 64 choose the second of three codes out of 8,192, on a catalog of ten million items whose
+//! codes follow Zipf's law. Beams of the first level are drawn like ancestors of random items, later ones are those that the search reaches with random
+//! logits. The limit is that of reading the logits and, at the second level, the children's codes. `SID_STEP_ITEMS` makes the catalogs smaller.
+
+use std::sync::Arc;
+
+use criterion::Criterion;
+use sidereal::catalog::synthetic::{self, Skew};
+use sidereal::catalog::{Catalog, Layout, LayoutSpec, Mask, TypeSpec};
+use sidereal::device::cuda::args::StepCounts;
+use sidereal::device::cuda::driver::{DevicePtr, Driver};
+use sidereal::device::cuda::sid::{SidInputs, SidLimits, SidSearches};
+use sidereal::device::ops::{Normalizer, Plan, SearchSpec, Segment, SegmentKind, SidStep};
+use sidereal::ids::{SearchId, TokenId, TypeId};
+
+use crate::gpu::{Gpu, Work, noise};
+
+/// Steps of a round, each of searches of its own: a step changes what it advances.
+const SETS: usize = 16;
+/// Buffers of logits that take turns; one alone is larger than the level-2 cache at the shapes that have a limit to reach.
+const LOGITS: usize = 3;
+
+pub fn benches(c: &mut Criterion, gpu: &mut Gpu) {
+    let items = std::env::var("SID_STEP_ITEMS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000_000);
+    let skews = [("uniform", Skew::Uniform), ("zipf0.8", Skew::Zipf(0.8)), ("zipf1.0", Skew::Zipf(1.0))];
+    for (shape, levels) in [("v8192x3", vec![8192; 3]), ("v2048x8", vec![2048; 8])] {
+        for (skew_name, skew) in skews {
+            let token = "<s_{level}_{code}>".to_owned();
+            let spec = TypeSpec { name: "item".to_owned(), levels: levels.clone(), token };
+            let catalog = synthetic::catalog(std::slice::from_ref(&spec), items, skew, 7);
+            let catalog = Arc::new(catalog.expect("the space is large enough"));
+            for (searches, width) in [(32, 64), (1, 256), (4, 256), (2, 70)] {
+                let mut rig = Rig::new(gpu, &spec, &catalog, (searches, width));
+                for level in 0..3 {
+                    let id = format!("{searches}xw{width}/{shape}/{skew_name}/level{level}");
+                    let work = rig.work(level);
+                    let prepare = |rig: &mut Rig, driver: &mut dyn Driver| rig.prepare(driver, level);
+                    let enqueue =
+                        |rig: &Rig, driver: &mut dyn Driver, set: usize| rig.enqueue(driver, set, level);
+                    gpu.bench_rounds(c, ("sid_step", &id), (work, SETS), &mut rig, (prepare, enqueue));
+                }
+                rig.free(gpu);
+            }
+        }
+    }
+}
+
+/// Searches of one width over one catalog, and the buffers of their steps.
+struct Rig {
+    catalog: Arc<Catalog>,
+    mask: Arc<Mask>,
+    steps: SidSearches,
+    searches: usize,
+    width: usize,
+    /// Per set the records of its step.
+    inputs: Vec<SidInputs>,
+    /// `[searches, codes]` of the first level.
+    first: DevicePtr,
+    /// `[searches x width, codes]` each.
+    logits: Vec<DevicePtr>,
+    logits_len: usize,
+    /// Children of the nodes that the second level looks at, over all searches.
+    children: usize,
+}
+
+impl Rig {
+    fn new(gpu: &mut Gpu, spec: &TypeSpec, catalog: &Arc<Catalog>, (searches, width): (usize, usize)) -> Rig {
+        let layout = LayoutSpec { open: None, close: None, types: vec![spec.clone()] };
+        let levels = spec.levels.clone();
+        let token = |token: &str| {
+            let mut numbers = token.trim_matches(['<', '>']).split('_').skip(1).map(str::parse::<usize>);
+            let (level, code) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+            Some(TokenId((levels[..level].iter().sum::<usize>() + code) as u32))
+        };
+        let layout = Arc::new(Layout::resolve(&layout, token).expect("a token per code"));
+        let limits = SidLimits {
+            max_rows: searches * width,
+            multiprocessors: gpu.driver.properties().multiprocessors,
+        };
+        let steps = SidSearches::new(&mut *gpu.driver, Some(layout), limits).expect("memory for the step");
+        let capacity = *steps.capacity();
+        let codes = spec.levels[0];
+        let logits_len = searches * width * codes;
+        let logits: Vec<DevicePtr> = (0..LOGITS)
+            .map(|at| gpu.upload(&noise(at as u64 + 1, logits_len).map(|x| 4.0 * x).collect::<Vec<f32>>()))
+            .collect();
+        let (first, children) = first_logits(catalog, searches, width);
+        let first = gpu.upload(&first);
+        let sizes =
+            [32, 16 * capacity.candidates, 32 * capacity.steps, 32 * capacity.groups, 4 * capacity.rows];
+        let inputs = (0..SETS).map(|set| {
+            let memory = gpu.allocate(&sizes);
+            SidInputs {
+                counts: memory[0],
+                candidates: memory[1],
+                steps: memory[2],
+                groups: memory[3],
+                logits: logits[set % LOGITS],
+                logits_len,
+                norms: memory[4],
+            }
+        });
+        let inputs = inputs.collect();
+        let mask = Arc::new(Mask::all(catalog.index(TypeId(0))));
+        let catalog = catalog.clone();
+        Rig { catalog, mask, steps, searches, width, inputs, first, logits, logits_len, children }
+    }
+
+    fn rows(&self, level: usize) -> usize {
+        if level == 0 { self.searches } else { self.searches * self.width }
+    }
+
+    fn work(&self, level: usize) -> Work {
+        let codes = self.catalog.index(TypeId(0)).codebook(level);
+        let children = if level == 1 { self.children } else { 0 };
+        Work { bytes: 4 * self.rows(level) * codes + 2 * children, operations: 0.0 }
+    }
+
+    /// Opens the searches of every set, brings them to `level` and plans that step.
+    fn prepare(&mut self, driver: &mut dyn Driver, level: usize) {
+        let mut open = Vec::new();
+        for set in 0..SETS {
+            let ids: Vec<SearchId> = (0..self.searches).map(|_| self.open(driver)).collect();
+            for before in 0..level {
+                self.plan(driver, &ids, before, set);
+                self.enqueue(driver, set, before).expect("a step");
+            }
+            self.plan(driver, &ids, level, set);
+            open.extend(ids);
+        }
+        // On the host; what they have on the device nobody takes before the next round opens others.
+        open.into_iter().for_each(|id| self.steps.close(id));
+    }
+
+    /// The step of a set; all sets have plans of one shape, so that the last one planned stands for each.
+    fn enqueue(&self, driver: &mut dyn Driver, set: usize, level: usize) -> sidereal::Result<()> {
+        let inputs = self.at_level(set, level);
+        self.steps.enqueue_gather(driver, &inputs)?;
+        self.steps.enqueue_step(driver, &inputs)
+    }
+
+    fn at_level(&self, set: usize, level: usize) -> SidInputs {
+        let logits = if level == 0 { self.first } else { self.inputs[set].logits };
+        SidInputs { logits, logits_len: self.logits_len, ..self.inputs[set] }
+    }
+
+    fn open(&mut self, driver: &mut dyn Driver) -> SearchId {
+        let spec = SearchSpec {
+            catalog: self.catalog.clone(),
+            types: vec![(TypeId(0), self.mask.clone())],
+            delta: None,
+            widths: vec![self.width as u32; self.catalog.index(TypeId(0)).levels()],
+            normalizer: Normalizer::Codebook,
+            groups: 1,
+            group_penalty: 0.0,
+            max_per_prefix: None,
+            sampling: None,
+        };
+        self.steps.open(driver, spec).expect("a search")
+    }
+
+    /// Plans a step of the searches and uploads its records.
+    fn plan(&mut self, driver: &mut dyn Driver, ids: &[SearchId], level: usize, set: usize) {
+        let rows = if level == 0 { 1 } else { self.width };
+        let mut plan = Plan { tokens: vec![TokenId(0); rows * ids.len()], ..Plan::default() };
+        for (at, &search) in ids.iter().enumerate() {
+            let row = (at * rows) as u32;
+            plan.sids.push(SidStep { search, level: level as u8, row });
+            if level > 0 {
+                let kind = SegmentKind::Beam { search, level: level as u8 - 1, private: 0..0, stride: 1 };
+                plan.segments.push(Segment { rows: row..row + rows as u32, table: 0..0, context: 0, kind });
+            }
+        }
+        self.steps.plan(&plan).expect("a plan");
+        let counts = StepCounts {
+            sid_steps: self.steps.steps().len() as u32,
+            candidates: self.steps.candidates().len() as u32,
+            ..StepCounts::default()
+        };
+        let inputs = &self.inputs[set];
+        let parts: [(DevicePtr, &[u8]); 4] = [
+            (inputs.counts, bytemuck::bytes_of(&counts)),
+            (inputs.candidates, bytemuck::cast_slice(self.steps.candidates())),
+            (inputs.steps, bytemuck::cast_slice(self.steps.steps())),
+            (inputs.groups, bytemuck::cast_slice(self.steps.groups())),
+        ];
+        parts.into_iter().for_each(|(to, bytes)| driver.upload(to, bytes).expect("an upload"));
+    }
+
+    fn free(self, gpu: &mut Gpu) {
+        let inputs = self.inputs.iter().map(|inputs| inputs.counts);
+        let all = self.logits.iter().copied().chain([self.first]).chain(inputs);
+        all.for_each(|at| gpu.driver.free(at).expect("freed"));
+    }
+}
+
+/// Logits of the first level, `[searches, codes]`, whose best `width` are drawn like first codes of random items (a code's logarithm of SIDs below it, plus
+/// Gumbel noise); and the children of all that.
+fn first_logits(catalog: &Catalog, searches: usize, width: usize) -> (Vec<f32>, usize) {
+    let index = catalog.index(TypeId(0));
+    let codes = index.codebook(0);
+    let (mut logits, mut children) = (Vec::with_capacity(searches * codes), 0);
+    for search in 0..searches {
+        let mut row = vec![f32::NEG_INFINITY; codes];
+        let mut nodes = Vec::new();
+        let random: Vec<f32> = noise(1000 + search as u64, codes).map(|x| (x + 1.0) / 2.0).collect();
+        index.for_each_child(0, index.root(), |child| {
+            let gumbel = -(-(random[child.code as usize].clamp(1e-6, 1.0 - 1e-6)).ln()).ln();
+            row[child.code as usize] = (child.sids.len() as f32).ln() + gumbel;
+            nodes.push((row[child.code as usize], child.node));
+        });
+        nodes.sort_by(|a, b| b.0.total_cmp(&a.0));
+        children += nodes.iter().take(width).map(|(_, node)| index.children(1, *node).count()).sum::<usize>();
+        logits.extend(row);
+    }
+    (logits, children)
+}

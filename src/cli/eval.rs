@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::dataset::MOST_PEOPLE;
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -56,6 +57,9 @@ impl Eval {
         }
         if self.beam_width == 0 || self.beam_width > 512 {
             bail!("--beam-width: {} is outside of the allowed range from 1 to 512", self.beam_width);
+        }
+        if self.users.checked_add(self.held_out).is_none_or(|people| people > MOST_PEOPLE) {
+            bail!("--users and --held-out: more than {MOST_PEOPLE} people");
         }
         let builder = self.load.builder()?;
         let works = Works::of(builder.catalog_ref().context("no catalog")?)?;

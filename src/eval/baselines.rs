@@ -1,6 +1,6 @@
 //! What a model must beat.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::dataset::{Work, Works};
 
@@ -70,7 +70,7 @@ impl Neighbours {
 /// Words against words: Okapi BM25 (Robertson and Zaragoza 2009) over title, creator, year, decade, genres, type and sentence.
 pub struct Bm25 {
     /// Per work how often it has each word.
-    documents: Vec<HashMap<String, f64>>,
+    documents: Vec<BTreeMap<String, f64>>,
     lengths: Vec<f64>,
     /// Inverse document frequencies.
     idf: HashMap<String, f64>,
@@ -83,13 +83,13 @@ const LENGTH_WEIGHT: f64 = 0.75;
 impl Bm25 {
     /// Of all works.
     pub fn new(works: &Works) -> Bm25 {
-        let documents: Vec<HashMap<String, f64>> =
+        let documents: Vec<BTreeMap<String, f64>> =
             works.all().iter().map(|work| counted(&text_of(work, works.type_of(work)))).collect();
         let lengths: Vec<f64> = documents.iter().map(|document| document.values().sum()).collect();
         let mut frequency: HashMap<String, f64> = HashMap::new();
         documents
             .iter()
-            .flat_map(HashMap::keys)
+            .flat_map(BTreeMap::keys)
             .for_each(|word| *frequency.entry(word.clone()).or_default() += 1.0);
         let n = documents.len() as f64;
         let idf = frequency
@@ -128,8 +128,8 @@ fn text_of(work: &Work, item_type: &str) -> String {
     )
 }
 
-fn counted(text: &str) -> HashMap<String, f64> {
-    let mut counts = HashMap::new();
+fn counted(text: &str) -> BTreeMap<String, f64> {
+    let mut counts = BTreeMap::new();
     for word in text.to_lowercase().split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
         *counts.entry(word.to_owned()).or_default() += 1.0;
     }

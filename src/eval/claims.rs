@@ -42,7 +42,7 @@ pub(super) struct Vocabulary {
 impl Vocabulary {
     pub fn new(works: &Works) -> Vocabulary {
         let longest_first = |names: BTreeSet<&String>| {
-            let mut names: Vec<String> = names.into_iter().cloned().collect();
+            let mut names: Vec<String> = names.into_iter().filter(|name| !name.is_empty()).cloned().collect();
             names.sort_by_key(|name| std::cmp::Reverse(name.len()));
             names
         };
@@ -55,7 +55,8 @@ impl Vocabulary {
     /// What a text claims. A name inside a longer one that was found does not count.
     pub fn claims(&self, text: &str) -> Claims {
         let mut left = text.to_owned();
-        let creators = take_all(&mut left, &self.creators, false);
+        let mut creators = take_all(&mut left, &self.creators, false);
+        creators.extend(unknown_creators(&left));
         let genres = take_all(&mut left, &self.genres, true);
         let (mut years, mut decades) = (Vec::new(), Vec::new());
         for word in left.split(|c: char| !c.is_alphanumeric()) {
@@ -69,27 +70,46 @@ impl Vocabulary {
     }
 }
 
+/// Names after `by` that nobody in the catalog has, to the next mark or `too`: made up, they are claims that nothing can make true.
+fn unknown_creators(text: &str) -> Vec<String> {
+    let names =
+        text.match_indices("by ").filter(|(place, _)| !text[..*place].ends_with(char::is_alphanumeric));
+    let named = names.filter_map(|(place, by)| {
+        let rest = &text[place + by.len()..];
+        let end = rest.find([',', '.', ':', ';', '\n']).unwrap_or(rest.len());
+        rest.starts_with(char::is_uppercase).then(|| rest[..end].trim_end_matches(" too").to_owned())
+    });
+    named.collect()
+}
+
 /// The names that stand in the text as whole words, which are blotted out.
 fn take_all(text: &mut String, names: &[String], any_case: bool) -> Vec<String> {
     let mut found = Vec::new();
     for name in names {
-        let (hay, needle) = match any_case {
-            // Blotting keeps byte places; lower case may not, so only ASCII is folded.
-            true => (text.to_ascii_lowercase(), name.to_ascii_lowercase()),
-            false => (text.clone(), name.clone()),
-        };
-        let letter = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
-        let place = hay.match_indices(&needle).map(|(place, _)| place).find(|&place| {
-            let (before, after) =
-                (hay[..place].chars().next_back(), hay[place + needle.len()..].chars().next());
-            !letter(before) && !letter(after)
-        });
-        if let Some(place) = place {
-            text.replace_range(place..place + needle.len(), &"#".repeat(needle.len()));
-            found.push(name.clone());
+        let mut from = 0;
+        while let Some(place) = whole_words(&text[from..], name, any_case).map(|place| from + place) {
+            from = place + name.len();
+            text.replace_range(place..from, &"#".repeat(name.len()));
+            if found.last() != Some(name) {
+                found.push(name.clone());
+            }
         }
     }
     found
+}
+
+/// Where a name stands in the text as whole words.
+fn whole_words(text: &str, name: &str, any_case: bool) -> Option<usize> {
+    let (hay, needle) = match any_case {
+        // Blotting keeps byte places; lower case may not, so only ASCII is folded.
+        true => (text.to_ascii_lowercase(), name.to_ascii_lowercase()),
+        false => (text.to_owned(), name.to_owned()),
+    };
+    let letter = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    hay.match_indices(&needle).map(|(place, _)| place).find(|&place| {
+        let (before, after) = (hay[..place].chars().next_back(), hay[place + needle.len()..].chars().next());
+        !letter(before) && !letter(after)
+    })
 }
 
 /// Each item of an answer (its place among the works) with what the text from it to the next item claims.
@@ -148,6 +168,12 @@ mod tests {
         assert_eq!((found.creators, found.years), (vec!["Bob Dylan and the Band".to_owned()], vec![1975]));
         assert!(found.genres.is_empty() && found.decades.is_empty());
         assert!(!claims("nothing at all", &works).any());
+        // Every place of a name is taken, and a name that nobody has is a claim as well.
+        let found = claims("by Yes, and by Yes again; stand by Yes too", &works);
+        assert_eq!(found.creators, ["Yes"]);
+        let found = claims("a rock album by Bob Maynard, made by hand", &works);
+        assert_eq!(found.creators, ["Bob Maynard"]);
+        assert!(!found.hold_for(&works.all()[0]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is asked: queries and histories of the held-out side, with what answers them.
 
-use crate::dataset::{Prompt, QueryKind, Sampler, Subject, Task, Works};
+use crate::dataset::{Prompt, QueryKind, Sampler, Task, Works};
 
 /// Kinds of queries that are asked.
 pub(super) const KINDS: [QueryKind; 5] =
@@ -17,7 +17,7 @@ pub(super) struct Question {
     pub item_type: usize,
     /// The words, for baselines.
     pub query: Option<String>,
-    /// Places of the works of the history, which no answer may name again; empty for queries.
+    /// Places of all works that the person took before, shown in the prompt or not, which no answer may name again; empty for queries.
     pub history: Vec<usize>,
     /// Places of the right answers, ascending.
     pub relevant: Vec<usize>,
@@ -55,19 +55,23 @@ pub(super) fn searches(
             genres.dedup_by_key(|(genre, _)| *genre);
             genres.into_iter().map(|(genre, place)| (place, Some(genre.to_owned()))).collect()
         }
+        QueryKind::About => {
+            range.filter(|&place| works.all()[place].about.is_some()).map(|place| (place, None)).collect()
+        }
         _ => range.map(|place| (place, None)).collect(),
     };
     let wordings = if matches!(kind, QueryKind::Title | QueryKind::About) { 1 } else { GROUP_WORDINGS };
-    let question = |(at, (place, genre)): (usize, &(usize, Option<String>)), wording: usize| {
+    let question = |(wording, at): (usize, usize)| {
+        let (place, genre) = &asked[at];
         let key = ((kind as u64) << 40) | ((wording as u64) << 32) | (item_type as u64) << 24 | at as u64;
         let query = sampler.query(kind, *place, genre.as_deref(), key)?;
         let prompt = sampler.search_prompt(&query, *place, key);
         let relevant = query.relevant;
         Some(Question { prompt, item_type, query: Some(query.text), history: Vec::new(), relevant })
     };
-    let all = (0..wordings)
-        .flat_map(|wording| asked.iter().enumerate().filter_map(move |entry| question(entry, wording)));
-    spread(all.collect(), most)
+    // Chosen before they are made: finding what answers a question looks at all works of the type.
+    let all = (0..wordings).flat_map(|wording| (0..asked.len()).map(move |at| (wording, at))).collect();
+    spread(all, most).into_iter().filter_map(question).collect()
 }
 
 /// The last items of the held-out histories, for a type.
@@ -80,13 +84,11 @@ pub(super) fn recommendations(
     let question = |number: usize| {
         let sample = sampler.sample(Task::Recommend, number);
         let target = sample.target?;
-        let Subject::History(ids) = &sample.prompt.subject else { return None };
-        let history = ids.iter().filter_map(|id| works.find(id)).collect();
         (works.all()[target].item_type == item_type).then(|| Question {
             prompt: sample.prompt.clone(),
             item_type,
             query: None,
-            history,
+            history: sample.taken.clone(),
             relevant: vec![target],
         })
     };
@@ -101,4 +103,62 @@ fn spread<T>(all: Vec<T>, most: usize) -> Vec<T> {
     }
     let kept = |place: usize| place * most / count != (place + 1) * most / count;
     all.into_iter().enumerate().filter(|(place, _)| kept(*place)).map(|(_, question)| question).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::{SimulationOptions, Split, simulate};
+
+    fn works() -> Works {
+        Works::of(crate::demo::builder().unwrap().catalog_ref().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_was_taken_is_all_of_it_and_never_the_answer() {
+        let works = works();
+        let people =
+            SimulationOptions { users: 10, held_out: 200, lengths: (12, 16), ..SimulationOptions::default() };
+        let histories = simulate(&works, &people);
+        let sampler = Sampler::new(&works, &histories, Split::Test, 3);
+        let mut asked = 0;
+        for item_type in 0..works.types().len() {
+            for question in recommendations(&works, &sampler, item_type, usize::MAX) {
+                asked += 1;
+                // More than a prompt shows, and all but the last of somebody's history.
+                assert!((11..=15).contains(&question.history.len()), "{}", question.history.len());
+                assert!(!question.history.contains(&question.relevant[0]));
+                let whole: Vec<usize> = question.history.iter().chain(&question.relevant).copied().collect();
+                assert!(histories.iter().any(|h| h.split == Split::Test && h.places(&works) == whole));
+            }
+        }
+        assert_eq!(asked, 200);
+    }
+
+    #[test]
+    fn a_search_is_asked_evenly_and_in_every_wording() {
+        let works = works();
+        let sampler = Sampler::new(&works, &[], Split::Test, 3);
+        let all = searches(&works, &sampler, QueryKind::Creator, 0, usize::MAX);
+        assert_eq!(all.len() % GROUP_WORDINGS, 0);
+        assert!(all.iter().all(|question| question.relevant.len() >= SMALLEST_GROUP));
+        let few = searches(&works, &sampler, QueryKind::Creator, 0, 20);
+        assert_eq!(few.len(), 20);
+        // Each creator in three wordings, and of twenty questions some in each.
+        let mut words: std::collections::HashMap<&Vec<usize>, std::collections::HashSet<&String>> =
+            Default::default();
+        for question in &all {
+            words.entry(&question.relevant).or_default().insert(question.query.as_ref().unwrap());
+        }
+        assert!(words.values().filter(|queries| queries.len() > 1).count() > words.len() / 2);
+        assert!(
+            all.iter().all(|a| all.iter().filter(|b| b.relevant == a.relevant).count() == GROUP_WORDINGS)
+        );
+        let place = |few: &Question| all.iter().position(|one| one.prompt == few.prompt).unwrap();
+        let thirds: std::collections::HashSet<usize> =
+            few.iter().map(|few| place(few) * GROUP_WORDINGS / all.len()).collect();
+        assert_eq!(thirds.len(), GROUP_WORDINGS);
+        let titles = searches(&works, &sampler, QueryKind::Title, 2, usize::MAX);
+        assert_eq!(titles.len(), works.of_type(2).len());
+    }
 }

@@ -63,6 +63,9 @@ pub struct TextRow {
     pub right: Estimate,
     /// Share of answers that claim something.
     pub claiming: Estimate,
+    /// Of explanations the share whose items answer the query, or whose reason is true of the history.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fitting: Option<Estimate>,
     /// Items named, and those of them that are in the catalog and of the type asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_items: Option<(usize, usize)>,
@@ -115,13 +118,17 @@ impl fmt::Display for Report {
             }
         }
         writeln!(f)?;
-        writeln!(f, "| text | n | claims something | all claims true (95 %) | valid items | ms p50 / p99 |")?;
-        writeln!(f, "|---|---|---|---|---|---|")?;
+        writeln!(
+            f,
+            "| text | n | claims something | all claims true (95 %) | fits what was asked | valid items | ms p50 / p99 |"
+        )?;
+        writeln!(f, "|---|---|---|---|---|---|---|")?;
         for row in &self.texts {
             let valid = row.valid_items.map(|(all, valid)| format!("{valid} of {all}")).unwrap_or_default();
+            let fitting = row.fitting.map(|share| format!("{:.3}", share.mean)).unwrap_or_default();
             writeln!(
                 f,
-                "| {} | {} | {:.3} | {:.3} ({:.3}-{:.3}) | {valid} | {:.1} / {:.1} |",
+                "| {} | {} | {:.3} | {:.3} ({:.3}-{:.3}) | {fitting} | {valid} | {:.1} / {:.1} |",
                 row.task.name(),
                 row.right.n,
                 row.claiming.mean,

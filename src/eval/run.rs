@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::baselines::{Bm25, Neighbours, Popularity};
-use super::claims::{Vocabulary, by_item};
+use super::claims::{Claims, Vocabulary, by_item};
 use super::metrics::{Estimate, Ranking, Scores};
 use super::questions::{KINDS, Question, recommendations, searches};
 use super::report::{Latency, Report, Row, TextRow};
@@ -50,7 +50,7 @@ pub fn evaluate(
     let learnt: Vec<Vec<usize>> = histories
         .iter()
         .filter(|history| history.split == Split::Train)
-        .map(|history| history.items.iter().filter_map(|id| works.find(id)).collect())
+        .map(|history| history.places(works))
         .collect();
     let mut report = Report {
         snapshot: view.name().to_owned(),
@@ -153,14 +153,17 @@ impl Judge<'_> {
     }
 
     fn request(&self, question: &Question) -> Request {
-        let seen: Vec<String> =
-            question.history.iter().map(|&place| self.works.all()[place].id.clone()).collect();
+        let seen = self.ids(&question.history);
         Request {
             n: Some(K.min(self.options.beam_width) as i64),
             beam_width: Some(OneOrMany::One(self.options.beam_width as i64)),
             exclude: (!seen.is_empty()).then_some(seen),
             ..question.prompt.request()
         }
+    }
+
+    fn ids(&self, places: &[usize]) -> Vec<String> {
+        places.iter().map(|&place| self.works.all()[place].id.clone()).collect()
     }
 
     fn named(&self, answer: &Answer) -> Vec<usize> {
@@ -206,15 +209,20 @@ impl Judge<'_> {
 
     /// Answers in text; those that may be sampled are drawn as the model's folder says.
     fn texts(&self, task: Task, sampler: &Sampler<'_>, tick: &mut dyn FnMut()) -> Result<TextRow> {
-        let (mut right, mut claiming, mut seconds) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut right, mut claiming, mut fitting) = (Vec::new(), Vec::new(), Vec::new());
+        let mut seconds = Vec::new();
         let (mut items, mut valid, mut wrong) = (0, 0, None);
         for number in 0..self.options.texts {
-            // A prime apart, so that works and people of all kinds come up.
-            let sample = sampler.sample(task, number * 7919);
-            let seed = Some((self.options.seed << 32) as i64 + number as i64);
+            let sample = sampler.sample(task, number);
+            let seed = Some((self.options.seed.wrapping_mul(1 << 20) >> 1) as i64 + number as i64);
+            // What somebody took is nothing to recommend.
+            let exclude = match &sample.prompt.subject {
+                Subject::History(_) if task == Task::Explain => Some(self.ids(&sample.taken)),
+                _ => None,
+            };
+            let request = Request { seed, exclude, max_tokens: Some(200), ..sample.prompt.request() };
             let start = Instant::now();
-            let answer =
-                self.engine.generate(&Request { seed, max_tokens: Some(200), ..sample.prompt.request() })?;
+            let answer = self.engine.generate(&request)?;
             seconds.push(start.elapsed().as_secs_f64());
             let content = answer.content.unwrap_or_default();
             let verdict = self.judge(task, &sample, &content);
@@ -227,6 +235,7 @@ impl Judge<'_> {
             }
             right.push(f64::from(verdict == Some(true)));
             claiming.push(f64::from(verdict.is_some()));
+            fitting.push(f64::from(self.fits(&sample, &content)));
             if verdict != Some(true) && wrong.is_none() {
                 wrong = Some(self.written(&content));
             }
@@ -236,6 +245,7 @@ impl Judge<'_> {
             task,
             right: Estimate::of_share(&right),
             claiming: Estimate::of_share(&claiming),
+            fitting: (task == Task::Explain).then(|| Estimate::of_share(&fitting)),
             valid_items: (task == Task::Explain).then_some((items, valid)),
             latency_ms: Latency::of(seconds),
             wrong,
@@ -258,27 +268,44 @@ impl Judge<'_> {
             Task::Type => Some(work.is_some_and(|work| text.trim() == self.works.type_of(work))),
             Task::Describe => {
                 let work = work?;
-                let claims = self.vocabulary.claims(&text).any();
-                claims.then(|| text.starts_with(&facts(work, self.works.type_of(work))))
+                Some(text.starts_with(&facts(work, self.works.type_of(work))))
             }
             _ => {
-                let Subject::History(ids) = &sample.prompt.subject else { return None };
-                let seen: Vec<&Work> =
-                    ids.iter().filter_map(|id| Some(&self.works.all()[self.works.find(id)?])).collect();
                 let claims = self.vocabulary.claims(&text);
-                let hold =
-                    claims.genres.iter().all(|genre| seen.iter().any(|work| work.genres.contains(genre)))
-                        && claims
-                            .creators
-                            .iter()
-                            .all(|name| seen.iter().any(|work| work.creator.as_ref() == Some(name)))
-                        && claims
-                            .decades
-                            .iter()
-                            .all(|&first| seen.iter().any(|work| work.decade() == Some(first)));
-                claims.any().then_some(hold)
+                claims.any().then(|| self.shown_by(&claims, sample))
             }
         }
+    }
+
+    /// Whether an explanation names items and all of them answer the query, or what it says before the first of them is true of the history.
+    fn fits(&self, sample: &Sample, content: &[AnswerPart]) -> bool {
+        let named = content.iter().filter_map(|part| match part {
+            AnswerPart::Item { id, .. } => Some(self.works.find(id)),
+            AnswerPart::Text { .. } => None,
+        });
+        let named: Vec<Option<usize>> = named.collect();
+        if named.is_empty() {
+            return false;
+        }
+        let right = |place: usize| sample.target == Some(place) || sample.others.contains(&place);
+        match (&sample.prompt.subject, content.first()) {
+            (Subject::Query(_), _) => named.into_iter().all(|place| place.is_some_and(right)),
+            (Subject::History(_), Some(AnswerPart::Text { text })) => {
+                self.shown_by(&self.vocabulary.claims(text), sample)
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether a history has something of all that is claimed.
+    fn shown_by(&self, claims: &Claims, sample: &Sample) -> bool {
+        let Subject::History(ids) = &sample.prompt.subject else { return false };
+        let seen: Vec<&Work> =
+            ids.iter().filter_map(|id| Some(&self.works.all()[self.works.find(id)?])).collect();
+        let some = |fits: &dyn Fn(&Work) -> bool| seen.iter().any(|work| fits(work));
+        claims.genres.iter().all(|genre| some(&|work| work.genres.contains(genre)))
+            && claims.creators.iter().all(|name| some(&|work| work.creator.as_ref() == Some(name)))
+            && claims.decades.iter().all(|&first| some(&|work| work.decade() == Some(first)))
     }
 
     fn written(&self, content: &[AnswerPart]) -> String {

@@ -71,6 +71,11 @@ class Recipe:
         self.remade = False
 
     def run(self) -> None:
+        steps = ["vectors", "sids", "histories", "grounded", "export"]
+        steps += [] if self.options.pretrained else ["corpus", "untrained"]
+        steps += [name for stage in self.stages() for name in (f"{stage}_samples", stage)]
+        if self.options.again not in (None, *steps):
+            raise SystemExit(f"--again {self.options.again}: expected one of {', '.join(steps)}")
         s, sources = self.settings, self.sources()
         self.vectors = self.step("vectors", [s["vectors"], [path.read_text() for path in sources.values()]], self.make_vectors)
         self.sids = self.step("sids", s["sids"], self.make_sids)

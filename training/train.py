@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,7 +26,7 @@ from transformers import (
 )
 from transformers.trainer_utils import sort_checkpoints
 
-from packing import PackedRows, read_samples
+from packing import IGNORED, PackedRows, read_samples
 
 
 def main() -> None:
@@ -52,7 +53,12 @@ def stage(model: Path, train: Path, eval: Path, settings: Path, out: Path) -> No
         frozen = freeze_all_but(network, new_ids(tokenizer, wanted["new_tokens_of"]))
         before = [weight.detach().clone() for weight, _ in frozen]
     rows = {
-        name: PackedRows(read_samples(path, tokenizer.eos_token_id, wanted["answer_only"]), wanted["length"], tokenizer.pad_token_id)
+        name: PackedRows(
+            read_samples(path, tokenizer.eos_token_id, wanted["answer_only"]),
+            wanted["length"],
+            tokenizer.pad_token_id,
+            additive=not on_gpu,
+        )
         for name, path in (("train", train), ("eval", eval))
     }
     arguments = TrainingArguments(
@@ -67,9 +73,13 @@ def stage(model: Path, train: Path, eval: Path, settings: Path, out: Path) -> No
         disable_tqdm=True,
         **wanted["trainer"],
     )
+    if arguments.n_gpu > 1:
+        raise SystemExit("several GPUs want a process each: torchrun --nproc-per-node N train.py, or --launch of recipe.py; or name one in CUDA_VISIBLE_DEVICES")
     if frozen:
         arguments.weight_decay = 0.0  # it would move the frozen rows
     check_rows(wanted["name"], rows, arguments)
+    if wanted["answer_only"]:
+        score_answers_alone(network, max(rows[kind].most_labels(batch) for kind, batch in batches(arguments).items()))
     progress = Progress(wanted["name"], rows["train"], arguments)
     trainer = Trainer(
         model=network, args=arguments, train_dataset=rows["train"], eval_dataset=rows["eval"], callbacks=[progress]
@@ -111,6 +121,25 @@ def freeze_all_but(network, ids: list[int]) -> list[tuple[torch.Tensor, torch.Te
     return frozen
 
 
+def score_answers_alone(network, most: int) -> None:
+    """Lets the head, a fifth of the work, score what is learnt alone: `most` tokens of a batch, always as many, so that shapes stay static.
+
+    For models whose logits are the head's product and nothing more, as those that the engine knows are."""
+    base, head = network.base_model, network.get_output_embeddings()
+
+    def forward(input_ids, attention_mask, position_ids, labels, num_items_in_batch=None, **_):
+        hidden = base(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)[0]
+        following = functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+        places = (following != IGNORED).float().topk(min(most, len(following)), sorted=False).indices
+        logits = head(hidden.flatten(0, 1)[places]).float()
+        # Trainer counts the labels where several batches make a step: each token weighs the same, as in the model's own loss.
+        how = "mean" if num_items_in_batch is None else "sum"
+        loss = functional.cross_entropy(logits, following[places], ignore_index=IGNORED, reduction=how)
+        return {"loss": loss if num_items_in_batch is None else loss / num_items_in_batch}
+
+    network.forward = forward
+
+
 def has_bf16(on_gpu: bool) -> bool:
     """Whether bf16 is computed by hardware; emulated it is slower than float32."""
     if on_gpu:
@@ -118,12 +147,17 @@ def has_bf16(on_gpu: bool) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def batches(arguments: TrainingArguments) -> dict[str, int]:
+    """Rows that one process takes at a time."""
+    return {"train": arguments.train_batch_size, "eval": arguments.eval_batch_size}
+
+
 def check_rows(name: str, rows: dict[str, PackedRows], arguments: TrainingArguments) -> None:
     """Says what was packed; fails where it makes no batch."""
-    batches = {"train": arguments.train_batch_size, "eval": arguments.eval_batch_size}
     for kind, packed in rows.items():
-        if len(packed) < batches[kind]:
-            raise SystemExit(f"{name}: {len(packed)} rows of {kind} samples make no batch of {batches[kind]}; render more samples")
+        batch = batches(arguments)[kind] * max(1, arguments.world_size)
+        if len(packed) < batch:
+            raise SystemExit(f"{name}: {len(packed)} rows of {kind} samples make no batch of {batch}; render more samples")
         filled = packed.tokens / packed.input_ids.numel()
         if arguments.process_index == 0:
             print(f"{name}: {kind}: {len(packed):,} rows, {filled:.1%} filled, {packed.left_out} samples too long", flush=True)
@@ -137,7 +171,7 @@ def last_complete(checkpoints: Path) -> str | None:
             json.loads((Path(checkpoint) / "trainer_state.json").read_text())
             return checkpoint
         except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
+            continue  # several processes come by here; the limit on checkpoints deletes it in time
     return None
 
 

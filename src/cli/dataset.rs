@@ -17,6 +17,8 @@ use sidereal::engine::EngineBuilder;
 
 use super::catalog::infer;
 
+/// Simulated people, all of whom are in memory at once.
+pub(super) const MOST_PEOPLE: usize = 100_000_000;
 /// Samples rendered between two steps of the progress bar.
 const CHUNK: usize = 4096;
 
@@ -81,6 +83,9 @@ impl Simulate {
         if self.shortest < 2 || self.longest < self.shortest {
             bail!("--shortest must be 2 at least, and --longest not below it");
         }
+        if self.users.checked_add(self.held_out).is_none_or(|people| people > MOST_PEOPLE) {
+            bail!("--users and --held-out: more than {MOST_PEOPLE} people");
+        }
         if !(0.0..=1.0).contains(&self.loyalty) {
             bail!("--loyalty: {} is no probability", self.loyalty);
         }
@@ -139,7 +144,8 @@ pub struct Render {
 /// What samples are written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Form {
-    /// `task`, `prompt_token_ids`, `answer_token_ids`
+    /// `task`, `prompt_token_ids`, `answer_token_ids`, and `others` that are learnt beside it: right items of the same prompt, and earlier items of
+    /// a history with their own `prompt_token_ids`
     Tokens,
     /// `task`, the native request, and the answer as typed parts
     Parts,
@@ -177,8 +183,8 @@ impl Render {
         let sampler = Sampler::new(&works, &histories, split, self.seed);
         let mix = match &self.mix {
             Some(mix) => mix.clone(),
-            None if histories.is_empty() => "search=9,explain=1.5,describe=1.2,find=0.5,type=0.05".parse()?,
-            None => "search=9,recommend=4,explain=1.5,profile=0.5,describe=1.2,find=0.5,type=0.05".parse()?,
+            None if histories.is_empty() => "search=7.5,explain=3,describe=2,find=0.4,type=0.05".parse()?,
+            None => "search=7.5,recommend=2.5,explain=3,profile=0.8,describe=2,find=0.4,type=0.05".parse()?,
         };
         let plan = sampler.plan(&mix, self.samples)?;
         let mut out = sink(self.out.as_deref())?;
@@ -221,7 +227,11 @@ fn line(sample: &Sample, form: Form, renderer: Option<&Renderer>, works: &Works)
         (Form::Tokens, Some(renderer)) => {
             let rendered = renderer.render(sample, works)?;
             let (prompt, answer) = (rendered.prompt_token_ids, rendered.answer_token_ids);
-            json!({"task": task, "prompt_token_ids": prompt, "answer_token_ids": answer})
+            let mut line = json!({"task": task, "prompt_token_ids": prompt, "answer_token_ids": answer});
+            if !rendered.others.is_empty() {
+                line["others"] = json!(rendered.others);
+            }
+            line
         }
         (Form::Text, _) => {
             let (prompt, answer) = (titles(&sample.prompt.parts(), works), titles(&sample.answer, works));

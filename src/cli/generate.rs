@@ -187,6 +187,7 @@ impl Generate {
     fn task_prompt(&self) -> anyhow::Result<Option<Prompt>> {
         let target = match self.answer.types.as_deref() {
             Some([only]) => Some(only.as_str()),
+            // Several: the prompt says `any`, and the request bounds them.
             _ => None,
         };
         let Some(task) = &self.task else {
@@ -213,6 +214,9 @@ impl Generate {
             (Task::Recommend | Task::Profile, ..) => bail!("--task {} needs --history", task.name()),
             (Task::Describe | Task::Type, ..) => bail!("--task {} needs --item", task.name()),
         };
+        if self.answer.output.is_some() {
+            bail!("--output: a task has an output of its own, and --task {} was given", task.name());
+        }
         Ok(Some(Prompt::new(task, subject, target)))
     }
 }

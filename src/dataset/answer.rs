@@ -13,16 +13,16 @@ const DESCRIBED: [&str; 4] = [
     "{title} is of the type {type}.",
 ];
 
-/// Reasons that name a work of the history; `{h}` is that work, `{x}` the one recommended.
+/// Reasons that the history gives, in words: an answer may exclude the history's items, and a request for films lets it name no book.
 const SAME_CREATOR: [&str; 3] = [
-    "Since you liked {h}, try {x}, another {type} by {creator}.",
-    "{x} is another {type} by {creator}, like {h}.",
-    "After {h}, try {x}: it is by {creator} too, a {genre} {type}.",
+    "Since you like {creator}, try {x}, another {type} by {creator}.",
+    "You like {creator}: {x} is a {genre} {type} by {creator} too.",
+    "More by {creator}: {x}, a {genre} {type}.",
 ];
 const SAME_GENRE: [&str; 3] = [
-    "Since you liked {h}, try {x}, a {genre} {type} by {creator}.",
-    "After {h}, you may like {x}: it is a {genre} {type} by {creator}.",
-    "Try {x}, a {genre} {type} from the {decade}, like {h}.",
+    "Since you like {genre}, try {x}, a {genre} {type} by {creator}.",
+    "You like {genre}: {x} is a {genre} {type} by {creator}, from {year}.",
+    "More {genre}: {x}, a {type} by {creator} from the {decade}.",
 ];
 const ALONE: [&str; 3] = [
     "Try {x}, a {genre} {type} by {creator}.",
@@ -54,23 +54,19 @@ pub(super) fn explain(
     history: &[usize],
     genre: Option<&str>,
     random: &mut Random,
-) -> Option<Vec<Part>> {
-    let all = works.all();
-    let work = &all[x];
-    let newest =
-        |fits: &dyn Fn(&Work) -> bool| history.iter().rev().copied().find(|&place| fits(&all[place]));
-    let same_creator = newest(&|other| {
-        other.item_type == work.item_type && other.creator == work.creator && work.creator.is_some()
-    });
-    if let Some(h) = same_creator {
-        return reason(works, SAME_CREATOR[random.below(SAME_CREATOR.len())], x, Some(h), None);
-    }
-    let shared = |other: &Work| work.genres.iter().find(|genre| other.genres.contains(genre));
-    if let Some(h) = newest(&|other| shared(other).is_some()) {
-        let genre = shared(&all[h]).map(String::as_str);
-        return reason(works, SAME_GENRE[random.below(SAME_GENRE.len())], x, Some(h), genre);
-    }
-    reason(works, ALONE[random.below(ALONE.len())], x, None, genre)
+) -> Vec<Part> {
+    let work = &works.all()[x];
+    let seen = || history.iter().rev().map(|&place| &works.all()[place]);
+    let same_creator = work.creator.is_some() && seen().any(|other| other.creator == work.creator);
+    let shared = seen().find_map(|other| work.genres.iter().find(|genre| other.genres.contains(genre)));
+    let (wordings, genre) = match shared {
+        _ if same_creator => (SAME_CREATOR, None),
+        Some(shared) => (SAME_GENRE, Some(shared.as_str())),
+        None => (ALONE, genre),
+    };
+    let said = reason(works, wordings[random.below(wordings.len())], x, genre);
+    // Of a work that lacks what the wording says.
+    said.or_else(|| reason(works, "Try {x}.", x, None)).unwrap_or_default()
 }
 
 /// Two works at once.
@@ -84,42 +80,32 @@ pub(super) fn explain_pair(
     for segment in split(PAIRS[random.below(PAIRS.len())]) {
         match segment {
             Ok(text) => parts.push(Part::Text { text: text.to_owned() }),
-            Err("first") => parts.extend(reason(works, IN_PAIR, pair[0], None, genre)?),
-            Err(_) => parts.extend(reason(works, IN_PAIR, pair[1], None, genre)?),
+            Err("first") => parts.extend(reason(works, IN_PAIR, pair[0], genre)?),
+            Err(_) => parts.extend(reason(works, IN_PAIR, pair[1], genre)?),
         }
     }
     Some(parts)
 }
 
-/// A wording with `{x}` and `{h}` as items and the rest filled from `x`.
-fn reason(
-    works: &Works,
-    wording: &str,
-    x: usize,
-    h: Option<usize>,
-    genre: Option<&str>,
-) -> Option<Vec<Part>> {
+/// A wording with `{x}` as the item and the rest filled from what is said of it.
+fn reason(works: &Works, wording: &str, x: usize, genre: Option<&str>) -> Option<Vec<Part>> {
     let work = &works.all()[x];
     let genre = genre.or(work.genres.first().map(String::as_str));
     let mut parts = Vec::new();
     let mut text = String::new();
     for segment in split(wording) {
-        let item = match segment {
-            Ok(literal) => {
-                text.push_str(literal);
-                continue;
+        match segment {
+            Ok(literal) => text.push_str(literal),
+            Err("x") => {
+                if !text.is_empty() {
+                    parts.push(Part::Text { text: std::mem::take(&mut text) });
+                }
+                parts.push(Part::Item { id: work.id.clone() });
             }
-            Err("x") => x,
-            Err("h") => h?,
             Err(name) => {
                 append(&mut text, &fill(&format!("{{{name}}}"), work, works.type_of(work), genre)?);
-                continue;
             }
-        };
-        if !text.is_empty() {
-            parts.push(Part::Text { text: std::mem::take(&mut text) });
         }
-        parts.push(Part::Item { id: works.all()[item].id.clone() });
     }
     if !text.is_empty() {
         parts.push(Part::Text { text });

@@ -1,5 +1,6 @@
 //! Histories: what people took, oldest first.
 
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
@@ -18,6 +19,14 @@ pub struct History {
     pub split: Split,
     /// Item ids, newest last.
     pub items: Vec<String>,
+}
+
+impl History {
+    /// Places of its works, each where it was taken first; what is no work is passed over.
+    pub fn places(&self, works: &Works) -> Vec<usize> {
+        let mut seen = HashSet::new();
+        self.items.iter().filter_map(|id| works.find(id)).filter(|place| seen.insert(*place)).collect()
+    }
 }
 
 /// Reads JSON lines of [`History`].

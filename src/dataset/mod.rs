@@ -19,7 +19,7 @@ mod works;
 pub use answer::facts;
 pub use history::{History, read_histories};
 pub use prompt::{Prompt, Subject, Task};
-pub use render::{Rendered, Renderer, titles};
+pub use render::{Rendered, RenderedOther, Renderer, titles};
 pub use sample::{Mix, Query, QueryKind, Sample, Sampler};
 pub use simulate::{SimulationOptions, simulate};
 pub use works::{Work, Works};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Sample, Works};
+use super::{Prompt, Sample, Works};
 use crate::device::hash::HashDevice;
 use crate::engine::{Content, Engine, EngineBuilder, Message, Output, Part, Request};
 use crate::error::{Error, Result};
@@ -17,6 +17,18 @@ pub struct Rendered {
     /// The prompt as the engine feeds it, template, generation prompt and the opener of an `items` answer included.
     pub prompt_token_ids: Vec<TokenId>,
     /// The rest: what is to be learnt, end token included.
+    pub answer_token_ids: Vec<TokenId>,
+    /// What is learnt beside it, each as if there were nothing else: other works that the list may hold as well, earlier items of the history.
+    pub others: Vec<RenderedOther>,
+}
+
+/// What is learnt beside a sample.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RenderedOther {
+    /// Its prompt; none: the sample's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<TokenId>>,
+    /// The codes of an item. Its opener and closer are forced, and the end is learnt by the sample's own answer.
     pub answer_token_ids: Vec<TokenId>,
 }
 
@@ -67,30 +79,59 @@ impl Renderer {
     /// # Errors
     /// Those of [`Engine::validate`]: an item that the catalog lacks, a prompt that does not fit.
     pub fn render(&self, sample: &Sample, works: &Works) -> Result<Rendered> {
-        let request = Request { max_tokens: Some(1), ..sample.prompt.request() };
-        let (request, answer) = match self.titles {
-            false => {
-                let items = sample.prompt.task.output() == Output::Items;
-                // The engine opens the one span of an `items` answer itself and asks for no token.
-                let request = if items { Request { max_tokens: None, ..request } } else { request };
-                let tokens = self.answer(&sample.answer)?;
-                (request, if items { tokens[1..].to_vec() } else { tokens })
+        let (prompt_token_ids, answer) = if self.titles {
+            let answer = self.engine.tokenizer().encode(&titles(&sample.answer, works))?;
+            (self.titles_of(&sample.prompt, works)?, answer)
+        } else {
+            let mut answer = self.answer(&sample.answer)?;
+            if sample.prompt.task.output() == Output::Items {
+                // The engine opens the one span of an `items` answer itself.
+                answer.remove(0);
             }
-            true => {
-                let parts = vec![Part::Text { text: titles(&sample.prompt.parts(), works) }];
-                let message = Message { role: "user".to_owned(), content: Content::Parts(parts) };
-                let request = Request {
-                    messages: Some(vec![message]),
-                    output: Some(Output::Text),
-                    max_tokens: Some(1),
-                    ..Request::default()
-                };
-                (request, self.engine.tokenizer().encode(&titles(&sample.answer, works))?)
-            }
+            (self.prompt(&sample.prompt)?, answer)
         };
-        let prompt_token_ids = self.engine.validate(&request)?.tokens().to_vec();
         let answer_token_ids = answer.into_iter().chain([self.eos]).collect();
-        Ok(Rendered { prompt_token_ids, answer_token_ids })
+        let others = if self.titles { Vec::new() } else { self.others(sample, works)? };
+        Ok(Rendered { prompt_token_ids, answer_token_ids, others })
+    }
+
+    fn others(&self, sample: &Sample, works: &Works) -> Result<Vec<RenderedOther>> {
+        if sample.prompt.task.output() != Output::Items {
+            return Ok(Vec::new());
+        }
+        let codes = |place: usize| {
+            let span = self.answer(&[Part::Item { id: works.all()[place].id.clone() }])?;
+            Ok(span[1..span.len() - 1].to_vec())
+        };
+        let same = sample
+            .others
+            .iter()
+            .map(|&place| Ok(RenderedOther { prompt_token_ids: None, answer_token_ids: codes(place)? }));
+        let earlier = sample.earlier.iter().map(|(prompt, place)| {
+            let prompt_token_ids = Some(self.prompt(prompt)?);
+            Ok(RenderedOther { prompt_token_ids, answer_token_ids: codes(*place)? })
+        });
+        same.chain(earlier).collect()
+    }
+
+    /// The tokens of a prompt as the engine feeds them.
+    fn prompt(&self, prompt: &Prompt) -> Result<Vec<TokenId>> {
+        // An `items` answer asks for no token: its one span is the engine's own.
+        let max_tokens = (prompt.task.output() != Output::Items).then_some(1);
+        Ok(self.engine.validate(&Request { max_tokens, ..prompt.request() })?.tokens().to_vec())
+    }
+
+    /// Those of a prompt with titles in place of items.
+    fn titles_of(&self, prompt: &Prompt, works: &Works) -> Result<Vec<TokenId>> {
+        let parts = vec![Part::Text { text: titles(&prompt.parts(), works) }];
+        let message = Message { role: "user".to_owned(), content: Content::Parts(parts) };
+        let request = Request {
+            messages: Some(vec![message]),
+            output: Some(Output::Text),
+            max_tokens: Some(1),
+            ..Request::default()
+        };
+        Ok(self.engine.validate(&request)?.tokens().to_vec())
     }
 
     fn answer(&self, parts: &[Part]) -> Result<Vec<TokenId>> {

@@ -19,6 +19,10 @@ const LOWER_CASE: f64 = 0.25;
 const ANY_TYPE: f64 = 0.06;
 /// Histories of which only the target's type is shown.
 const ONE_TYPE: f64 = 0.3;
+/// Of half of the histories to learn from each item is shown with this probability: no two showings of one are alike.
+const KEPT: f64 = 0.7;
+/// Answers of a query that several works answer.
+const ANSWERS: usize = 8;
 /// Explanations of a query instead of a history, and those of them that name two works.
 const EXPLAIN_QUERY: f64 = 0.4;
 const EXPLAIN_PAIR: f64 = 0.3;
@@ -45,13 +49,13 @@ pub enum QueryKind {
 
 /// Kinds of queries and their shares.
 const KINDS: [(QueryKind, f64); 7] = [
-    (QueryKind::Title, 0.3),
-    (QueryKind::Creator, 0.16),
-    (QueryKind::GenreAndDecade, 0.34),
-    (QueryKind::Genre, 0.05),
-    (QueryKind::Decade, 0.03),
+    (QueryKind::Title, 0.42),
+    (QueryKind::Creator, 0.15),
+    (QueryKind::GenreAndDecade, 0.26),
+    (QueryKind::Genre, 0.04),
+    (QueryKind::Decade, 0.02),
     (QueryKind::CreatorAndGenre, 0.05),
-    (QueryKind::About, 0.07),
+    (QueryKind::About, 0.06),
 ];
 
 impl QueryKind {
@@ -88,8 +92,23 @@ pub struct Sample {
     pub prompt: Prompt,
     /// Text and items.
     pub answer: Vec<Part>,
+    /// Places of other works that a ranked list may hold as well as that of the answer: what else a query names. Learnt beside it, they make the
+    /// probabilities even over all that is right.
+    pub others: Vec<usize>,
+    /// Of a recommendation to learn from: the items of the history after the first, each with the prompt that ends before it. These prompts begin as the
+    /// sample's own does, so that learning all of them costs little more than learning one.
+    pub earlier: Vec<(Prompt, usize)>,
+    /// Places of all that the person took before, shown or not.
+    pub taken: Vec<usize>,
     /// Place of the work that the answer is about, if it is about one.
     pub target: Option<usize>,
+}
+
+impl Sample {
+    fn new(prompt: Prompt, answer: Vec<Part>) -> Sample {
+        let (others, earlier, taken) = (Vec::new(), Vec::new(), Vec::new());
+        Sample { prompt, answer, others, earlier, taken, target: None }
+    }
 }
 
 /// Shares of the tasks: `search=4,recommend=3`.
@@ -134,6 +153,16 @@ impl Mix {
     }
 }
 
+/// A history before one of its items.
+struct Cut {
+    /// What the prompt shows of it.
+    shown: Vec<usize>,
+    /// All of it.
+    taken: Vec<usize>,
+    /// That item.
+    next: usize,
+}
+
 /// Draws samples of one side of a split.
 pub struct Sampler<'a> {
     works: &'a Works,
@@ -146,13 +175,10 @@ pub struct Sampler<'a> {
 impl<'a> Sampler<'a> {
     /// Of works, and of those histories that are on the side.
     pub fn new(works: &'a Works, histories: &[History], split: Split, seed: u64) -> Sampler<'a> {
-        let places = |history: &History| -> Vec<usize> {
-            history.items.iter().filter_map(|id| works.find(id)).collect()
-        };
         let histories = histories
             .iter()
             .filter(|history| history.split == split)
-            .map(places)
+            .map(|history| history.places(works))
             .filter(|places| places.len() >= 2)
             .collect();
         Sampler { works, histories, split, seed }
@@ -189,12 +215,13 @@ impl<'a> Sampler<'a> {
         Ok(plan)
     }
 
-    /// Sample `number` of a task. Every stretch of as many numbers as there are works (or histories) goes through all of them.
+    /// Sample `number` of a task. Every stretch of as many numbers as there are works (or histories) goes through all of them;
+    /// a search that names a genre then asks for any work of it.
     ///
     /// # Panics
     /// If the task needs histories ([`Sampler::plan`] says so) and there are none.
     pub fn sample(&self, task: Task, number: usize) -> Sample {
-        let random = &mut Random::new(self.seed, ((task as u64) << 48 | number as u64) + 1);
+        let random = &mut Random::new(self.seed, (task as u64 + 1) << 48 | number as u64);
         match task {
             Task::Search => self.search(self.work(task, number), random),
             Task::Recommend => self.recommend(number, random),
@@ -203,7 +230,7 @@ impl<'a> Sampler<'a> {
                 let history = self.shown(self.history(task, number), random);
                 let answer = vec![Part::Text { text: answer::profile(self.works, &history) }];
                 let prompt = Prompt::draw(task, self.ids(&history), None, self.split, random);
-                Sample { prompt, answer, target: None }
+                Sample { taken: history, target: None, ..Sample::new(prompt, answer) }
             }
             Task::Describe | Task::Type => {
                 let place = self.work(task, number);
@@ -211,7 +238,7 @@ impl<'a> Sampler<'a> {
                 let kind = self.works.type_of(work);
                 let text = if task == Task::Type { kind.to_owned() } else { answer::describe(work, kind) };
                 let prompt = Prompt::draw(task, Subject::Item(work.id.clone()), None, self.split, random);
-                Sample { prompt, answer: vec![Part::Text { text }], target: Some(place) }
+                Sample { target: Some(place), ..Sample::new(prompt, vec![Part::Text { text }]) }
             }
             Task::Find => {
                 let place = self.work(task, number);
@@ -219,7 +246,7 @@ impl<'a> Sampler<'a> {
                 let subject = Subject::Description(text);
                 let target = self.target(place, random);
                 let prompt = Prompt::draw(task, subject, target, self.split, random);
-                Sample { prompt, answer: vec![self.item(place)], target: Some(place) }
+                self.one(prompt, place)
             }
         }
     }
@@ -262,54 +289,75 @@ impl<'a> Sampler<'a> {
     }
 
     fn search(&self, place: usize, random: &mut Random) -> Sample {
-        let kind = draw_kind(random);
-        let (text, _) = self.query_text(kind, place, random);
+        let drawn = draw_kind(random);
+        let (kind, (text, genre)) = match self.query_text_of(drawn, place, None, random) {
+            Some(query) => (drawn, query),
+            None => (QueryKind::Title, self.query_text(QueryKind::Title, place, random)),
+        };
+        let mut right = self.relevant(kind, place, genre.as_deref());
+        // The work was drawn for its turn, and one of its genres after it: works of few genres would stand for theirs more often than others.
+        let place = if genre.is_some() { right[random.below(right.len())] } else { place };
+        right.retain(|&other| other != place);
+        let kept = random.sample(right.len(), right.len().min(ANSWERS - 1));
+        let others = kept.into_iter().map(|at| right[at as usize]).collect();
         let target = self.target(place, random);
         let prompt = Prompt::draw(Task::Search, Subject::Query(text), target, self.split, random);
-        Sample { prompt, answer: vec![self.item(place)], target: Some(place) }
+        Sample { others, ..self.one(prompt, place) }
+    }
+
+    /// A sample that one item answers.
+    fn one(&self, prompt: Prompt, place: usize) -> Sample {
+        let answer = vec![self.item(place)];
+        Sample { target: Some(place), ..Sample::new(prompt, answer) }
     }
 
     fn recommend(&self, number: usize, random: &mut Random) -> Sample {
-        let (history, next) = self.cut(Task::Recommend, number, random);
+        let Cut { shown, taken, next } = self.cut(Task::Recommend, number, random);
         let target = self.target(next, random);
-        let prompt = Prompt::draw(Task::Recommend, self.ids(&history), target, self.split, random);
-        Sample { prompt, answer: vec![self.item(next)], target: Some(next) }
+        let prompt = Prompt::draw(Task::Recommend, self.ids(&shown), target, self.split, random);
+        let mut before = |at: usize| {
+            let (subject, target) = (self.ids(&shown[..at]), self.target(shown[at], random));
+            (Prompt { subject, target: target.map(str::to_owned), ..prompt.clone() }, shown[at])
+        };
+        let earlier = match self.split {
+            Split::Train => (1..shown.len()).map(&mut before).collect(),
+            Split::Test => Vec::new(),
+        };
+        Sample { taken, earlier, ..self.one(prompt, next) }
     }
 
     fn explain(&self, number: usize, random: &mut Random) -> Sample {
-        let about_query = self.histories.is_empty() || random.unit() < EXPLAIN_QUERY;
-        if about_query && let Some(sample) = self.explain_query(self.work(Task::Explain, number), random) {
-            return sample;
+        if self.histories.is_empty() || random.unit() < EXPLAIN_QUERY {
+            return self.explain_query(self.work(Task::Explain, number), random);
         }
-        if self.histories.is_empty() {
-            return self.search(self.work(Task::Explain, number), random);
-        }
-        let (history, next) = self.cut(Task::Explain, number, random);
+        let Cut { shown, taken, next } = self.cut(Task::Explain, number, random);
         let target = Some(self.works.type_of(&self.works.all()[next]));
-        let prompt = Prompt::draw(Task::Explain, self.ids(&history), target, self.split, random);
-        let explained = answer::explain(self.works, next, &history, None, random);
-        Sample { prompt, answer: explained.unwrap_or_else(|| vec![self.item(next)]), target: Some(next) }
+        let prompt = Prompt::draw(Task::Explain, self.ids(&shown), target, self.split, random);
+        let answer = answer::explain(self.works, next, &shown, None, random);
+        Sample { answer, taken, ..self.one(prompt, next) }
     }
 
-    fn explain_query(&self, place: usize, random: &mut Random) -> Option<Sample> {
-        let kind = [QueryKind::GenreAndDecade, QueryKind::Genre, QueryKind::Creator, QueryKind::Decade]
+    fn explain_query(&self, place: usize, random: &mut Random) -> Sample {
+        let drawn = [QueryKind::GenreAndDecade, QueryKind::Genre, QueryKind::Creator, QueryKind::Decade]
             [random.below(4)];
-        let (text, genre) = self.query_text_of(kind, place, None, random)?;
-        let others: Vec<usize> = self
-            .relevant(kind, place, genre.as_deref())
-            .into_iter()
-            .filter(|&other| other != place)
-            .collect();
-        let answer = match !others.is_empty() && random.unit() < EXPLAIN_PAIR {
+        let (kind, (text, genre)) = match self.query_text_of(drawn, place, None, random) {
+            Some(query) => (drawn, query),
+            None => (QueryKind::Title, self.query_text(QueryKind::Title, place, random)),
+        };
+        let mut others = self.relevant(kind, place, genre.as_deref());
+        others.retain(|&other| other != place);
+        let pair = match !others.is_empty() && random.unit() < EXPLAIN_PAIR {
             true => {
                 let second = others[random.below(others.len())];
-                answer::explain_pair(self.works, [place, second], genre.as_deref(), random)?
+                answer::explain_pair(self.works, [place, second], genre.as_deref(), random)
             }
-            false => answer::explain(self.works, place, &[], genre.as_deref(), random)?,
+            false => None,
         };
+        let answer =
+            pair.unwrap_or_else(|| answer::explain(self.works, place, &[], genre.as_deref(), random));
         let target = Some(self.works.type_of(&self.works.all()[place]));
         let prompt = Prompt::draw(Task::Explain, Subject::Query(text), target, self.split, random);
-        Some(Sample { prompt, answer, target: Some(place) })
+        Sample { answer, others, ..self.one(prompt, place) }
     }
 
     /// The words of a query, and the genre in them; of kinds that the work cannot answer, its title.
@@ -346,7 +394,8 @@ impl<'a> Sampler<'a> {
             }
         }
         let mut text = filled?;
-        if kind == QueryKind::About && random.unit() < 0.5 {
+        // Of a held-out description nothing is left out: its pieces would be those that training saw.
+        if kind == QueryKind::About && self.split == Split::Train && random.unit() < 0.5 {
             text = some_words(&text, random);
         }
         if random.unit() < LOWER_CASE {
@@ -355,22 +404,27 @@ impl<'a> Sampler<'a> {
         Some((text, genre))
     }
 
-    /// A history cut before one of its items: what came before, as it is shown, and that item. Evaluation asks for the last.
-    fn cut(&self, task: Task, number: usize, random: &mut Random) -> (Vec<usize>, usize) {
+    /// A history cut before one of its items. Evaluation asks for the last.
+    fn cut(&self, task: Task, number: usize, random: &mut Random) -> Cut {
         let history = self.history(task, number);
         let at = match self.split {
             Split::Train => 1 + random.below(history.len() - 1),
             Split::Test => history.len() - 1,
         };
-        let next = history[at];
+        let (taken, next) = (history[..at].to_vec(), history[at]);
         let item_type = self.works.all()[next].item_type;
-        let of_type = |place: &&usize| self.works.all()[**place].item_type == item_type;
-        let mut before: Vec<usize> = history[..at].to_vec();
+        let mut shown = taken.clone();
         if self.split == Split::Train && random.unit() < ONE_TYPE {
-            let alone: Vec<usize> = before.iter().filter(of_type).copied().collect();
-            before = if alone.is_empty() { before } else { alone };
+            shown.retain(|&place| self.works.all()[place].item_type == item_type);
         }
-        (before[before.len().saturating_sub(SHOWN)..].to_vec(), next)
+        if self.split == Split::Train && random.unit() < 0.5 {
+            shown.retain(|_| random.unit() < KEPT);
+        }
+        if shown.is_empty() {
+            shown.push(taken[at - 1]);
+        }
+        shown.drain(..shown.len().saturating_sub(SHOWN));
+        Cut { shown, taken, next }
     }
 
     /// What of a history a profile is made from: its newest items, or some before them.
@@ -390,11 +444,8 @@ impl<'a> Sampler<'a> {
         &self.histories[self.through(self.histories.len(), task, number)]
     }
 
-    /// Goes through all of `count` in an order of its own per round. Evaluation keeps the order.
+    /// Goes through all of `count` in an order of its own per round.
     fn through(&self, count: usize, task: Task, number: usize) -> usize {
-        if self.split == Split::Test {
-            return number % count;
-        }
         let round = Random::new(self.seed, (task as u64) << 32 | (number / count) as u64).bits();
         permuted(number % count, count, round)
     }

@@ -8,7 +8,8 @@
 //! `popularity * (exp(2.2 * taste - ((age - era) / 0.15)^2 / 2) + 0.02)`
 //!
 //! where `taste` is 1 if one of the work's genres belongs to the first taste and 0.6 if one belongs to the second, and `age` is the share of the
-//! type's works that are older. Nothing is taken twice. People after the first [`SimulationOptions::users`] are held out. All draws depend on the seed and the person's number.
+//! type's works that are older. Nothing is taken twice. People after the first [`SimulationOptions::users`] are held out. What a person is and takes depends on the
+//! seed and the person's number, popularities on the works' ids alone: another seed is other people in the same world.
 
 use rayon::prelude::*;
 
@@ -31,6 +32,8 @@ const SECOND_TASTE: f64 = 0.6;
 const TASTE_STRENGTH: f64 = 2.2;
 const ERA_WIDTH: f64 = 0.15;
 const CURIOSITY: f64 = 0.02;
+/// Added to the numbers of people who are held out.
+const HELD_OUT: u64 = 1 << 40;
 /// Of the logarithm of a work's popularity.
 const POPULARITY_DEVIATION: f64 = 0.7;
 
@@ -51,13 +54,13 @@ pub struct SimulationOptions {
 
 impl Default for SimulationOptions {
     fn default() -> SimulationOptions {
-        SimulationOptions { users: 2000, held_out: 800, seed: 0, lengths: (5, 16), loyalty: 0.35 }
+        SimulationOptions { users: 20_000, held_out: 800, seed: 0, lengths: (5, 16), loyalty: 0.35 }
     }
 }
 
 /// Simulates histories; see the module.
 pub fn simulate(works: &Works, options: &SimulationOptions) -> Vec<History> {
-    let world = World::new(works, options.seed);
+    let world = World::new(works);
     let person = |user: usize| world.history(user, options);
     (0..options.users + options.held_out).into_par_iter().map(person).collect()
 }
@@ -74,9 +77,12 @@ struct World<'a> {
 }
 
 impl World<'_> {
-    fn new(works: &Works, seed: u64) -> World<'_> {
-        let mut random = Random::new(seed, u64::MAX);
-        let popularity = works.all().iter().map(|_| (POPULARITY_DEVIATION * random.normal()).exp()).collect();
+    fn new(works: &Works) -> World<'_> {
+        let drawn = |work: &Work| {
+            let key = work.id.bytes().fold(0, |key, byte| Random::new(key, u64::from(byte)).bits());
+            (POPULARITY_DEVIATION * Random::new(key, 0).normal()).exp()
+        };
+        let popularity = works.all().iter().map(drawn).collect();
         let mut own: Vec<String> = Vec::new();
         let mut taste_of = |genre: &String| -> usize {
             if let Some(place) = TASTES.iter().position(|genres| genres.contains(&genre.as_str())) {
@@ -95,7 +101,10 @@ impl World<'_> {
     }
 
     fn history(&self, user: usize, options: &SimulationOptions) -> History {
-        let random = &mut Random::new(options.seed, user as u64);
+        let split = if user < options.users { Split::Train } else { Split::Test };
+        // Numbers of their own: whoever is held out is nobody's training, however many people there are.
+        let key = if split == Split::Train { user as u64 } else { HELD_OUT | (user - options.users) as u64 };
+        let random = &mut Random::new(options.seed, key);
         let all = self.works.all();
         // A taste is drawn by a work that has it, so that no one likes what the catalog lacks.
         let first = self.some_taste(random);
@@ -120,12 +129,7 @@ impl World<'_> {
             };
             taken.push(next);
         }
-        let split = if user < options.users { Split::Train } else { Split::Test };
-        History {
-            user: user as u64,
-            split,
-            items: taken.iter().map(|&place| all[place].id.clone()).collect(),
-        }
+        History { user: key, split, items: taken.iter().map(|&place| all[place].id.clone()).collect() }
     }
 
     fn some_taste(&self, random: &mut Random) -> usize {
@@ -178,13 +182,18 @@ impl World<'_> {
 }
 
 fn ages(works: &Works) -> Vec<Option<f64>> {
-    let age = |work: &Work| {
-        let year = work.year?;
-        let of_type = &works.all()[works.of_type(work.item_type)];
-        let older = of_type.iter().filter(|other| other.year.is_some_and(|other| other < year)).count();
-        Some(older as f64 / of_type.len() as f64)
-    };
-    works.all().iter().map(age).collect()
+    let mut ages = Vec::with_capacity(works.all().len());
+    for item_type in 0..works.types().len() {
+        let of_type = &works.all()[works.of_type(item_type)];
+        let mut years: Vec<i64> = of_type.iter().filter_map(|work| work.year).collect();
+        years.sort_unstable();
+        let age = |work: &Work| {
+            let older = years.partition_point(|&year| Some(year) < work.year);
+            work.year.map(|_| older as f64 / years.len() as f64)
+        };
+        ages.extend(of_type.iter().map(age));
+    }
+    ages
 }
 
 /// A place drawn with the weights.

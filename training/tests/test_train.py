@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import write_samples
 from safetensors.torch import load_file
-from train import last_complete, stage
+from packing import IGNORED, PackedRows, read_samples
+from train import last_complete, score_answers_alone, stage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TRAINER = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "max_steps": 6, "learning_rate": 0.01, "logging_steps": 2}
@@ -66,6 +67,26 @@ def test_everything_learns(extended, tmp_path):
     loss = [entry["loss"] for entry in curve["log"] if "loss" in entry]
     assert len(loss) == 3 and loss[-1] < loss[0]
     assert (tmp_path / "out" / "model" / "tokenizer.json").is_file()
+
+
+def test_scoring_answers_alone_changes_neither_loss_nor_gradient(extended):
+    model, _, samples = extended
+    rows = PackedRows(read_samples(samples, 2, answer_only=True), 32, 0)
+    batch = [rows[at] for at in range(len(rows))]
+    batch = {name: torch.stack([row[name] for row in batch]) for name in batch[0]}
+    most = rows.most_labels(len(rows))
+    assert most == (batch["labels"] != IGNORED).sum() and rows.most_labels(1) < most
+
+    def losses(alone: int | None):
+        network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+        if alone:
+            score_answers_alone(network, alone)
+        loss = network(**batch)["loss"]
+        loss.backward()
+        return loss.detach(), network.get_input_embeddings().weight.grad
+
+    for other in (losses(most), losses(most + 5)):  # with room to spare
+        torch.testing.assert_close(other, losses(None), rtol=1e-5, atol=1e-7)
 
 
 def test_too_few_samples_are_refused(extended, tmp_path):

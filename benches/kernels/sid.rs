@@ -35,6 +35,7 @@ pub fn benches(c: &mut Criterion, gpu: &mut Gpu) {
                 let mut rig = Rig::new(gpu, &spec, &catalog, (searches, width));
                 for level in 0..3 {
                     let id = format!("{searches}xw{width}/{shape}/{skew_name}/level{level}");
+                    rig.check(&mut *gpu.driver, level);
                     let work = rig.work(level);
                     let prepare = |rig: &mut Rig, driver: &mut dyn Driver| rig.prepare(driver, level);
                     let enqueue =
@@ -139,6 +140,19 @@ impl Rig {
         let inputs = self.at_level(set, level);
         self.steps.enqueue_gather(driver, &inputs)?;
         self.steps.enqueue_step(driver, &inputs)
+    }
+
+    /// A step that does nothing would be fast.
+    fn check(&mut self, driver: &mut dyn Driver, level: usize) {
+        self.prepare(driver, level);
+        (0..SETS).for_each(|set| self.enqueue(driver, set, level).expect("a launch"));
+        let (at, bytes) = self.steps.results();
+        let results = driver.download(at, bytes).expect("results");
+        let outcomes = self.steps.outcome(&results).expect("whole records");
+        assert_eq!(outcomes.len(), self.searches);
+        let last = level + 1 == self.catalog.index(TypeId(0)).levels();
+        let expected = if last { 0 } else { self.width as u32 };
+        assert!(outcomes.iter().all(|outcome| !outcome.fault && outcome.live == expected), "{outcomes:?}");
     }
 
     fn at_level(&self, set: usize, level: usize) -> SidInputs {

@@ -19,6 +19,7 @@ pub mod eval;
 pub mod ids;
 pub mod kv;
 pub mod model;
+mod random;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod sid;

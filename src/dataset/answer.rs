@@ -3,7 +3,7 @@
 use super::wording::{append, decade, fill, list_of, plural, spoken};
 use super::{Work, Works};
 use crate::engine::Part;
-use crate::sid::random::Random;
+use crate::random::Random;
 
 /// Forms of [`super::Task::Describe`], the fullest first; a work gets the first that it can fill.
 const DESCRIBED: [&str; 4] = [

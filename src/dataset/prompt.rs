@@ -13,7 +13,7 @@ use super::Split;
 use super::wording::instructions;
 use crate::engine::{Content, Message, Output, Part, Request};
 use crate::error::{Error, Result};
-use crate::sid::random::Random;
+use crate::random::Random;
 
 /// What a model is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use super::wording::{self, Wordings, fill};
 use super::{History, Prompt, Split, Subject, Task, Work, Works, answer};
 use crate::engine::Part;
 use crate::error::{Error, Result};
-use crate::sid::random::Random;
+use crate::random::Random;
 
 /// Items of a history that a prompt shows.
 const SHOWN: usize = 8;

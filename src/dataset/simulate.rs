@@ -14,7 +14,7 @@
 use rayon::prelude::*;
 
 use super::{History, Split, Work, Works};
-use crate::sid::random::Random;
+use crate::random::Random;
 
 /// Genres that go together, over all types. A genre that stands nowhere is a taste of its own.
 const TASTES: [&[&str]; 9] = [

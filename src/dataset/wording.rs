@@ -4,7 +4,7 @@
 
 use super::prompt::Task;
 use super::{Split, Work};
-use crate::sid::random::Random;
+use crate::random::Random;
 
 /// Ways to say one thing.
 pub(super) struct Wordings {

@@ -5,12 +5,12 @@ use rayon::prelude::*;
 use super::codebook::{Codebook, Scratch, square, subtract};
 use super::kmeans::{self, Level, Rows};
 use super::npy::Codes;
-use super::random::Random;
 use super::unique;
 use super::vectors::{BLOCK, Vectors};
 use super::{Fit, FitOptions, Progress, TypeCodebooks};
 use crate::catalog::{MAX_CODES, MAX_LEVELS};
 use crate::error::{Error, Result};
+use crate::random::Random;
 
 /// Rows that are trained on unless the options say more, and what a code should have of them.
 const SAMPLE: usize = 1 << 17;

@@ -14,8 +14,8 @@
 use rayon::prelude::*;
 
 use super::codebook::{Codebook, Scratch, products, square};
-use super::random::Random;
 use super::vectors::BLOCK;
+use crate::random::Random;
 
 /// Gain of an iteration, relative to the error, below which the part grows.
 const GROW_BELOW: f64 = 0.01;

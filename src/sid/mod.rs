@@ -9,7 +9,6 @@ mod extend;
 mod fit;
 mod kmeans;
 mod npy;
-pub(crate) mod random;
 mod report;
 mod unique;
 mod vectors;

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::codebooks::TypeCodebooks;
 use super::npy::Codes;
-use super::random::Random;
 use super::unique::sorted;
 use super::vectors::Vectors;
 use crate::error::{Error, Result};
+use crate::random::Random;
 
 /// Pairs whose likeness is looked at per length of prefix.
 const PAIRS: usize = 20_000;

@@ -3,11 +3,11 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::super::random::Random;
 use super::{Init, Job};
 use crate::catalog::Place;
 use crate::device::ops::{DType, Tensor};
 use crate::error::{Error, Result};
+use crate::random::Random;
 
 /// Rows that one sum takes before sums are joined, in order.
 const PIECE: usize = 4096;

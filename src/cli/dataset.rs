@@ -16,9 +16,8 @@ use sidereal::dataset::{
 use sidereal::engine::EngineBuilder;
 
 use super::catalog::infer;
+use super::people::PeopleArgs;
 
-/// Simulated people, all of whom are in memory at once.
-pub(super) const MOST_PEOPLE: usize = 100_000_000;
 /// Samples rendered between two steps of the progress bar.
 const CHUNK: usize = 4096;
 
@@ -55,23 +54,19 @@ pub struct Simulate {
     /// A snapshot, or JSON lines with codes; genres, creators and years decide who takes what
     #[arg(long, value_name = "FILE")]
     catalog: PathBuf,
-    /// People to learn from
-    #[arg(long, value_name = "N", default_value_t = SimulationOptions::default().users)]
-    users: usize,
-    /// People to be judged by
-    #[arg(long, value_name = "N", default_value_t = SimulationOptions::default().held_out)]
-    held_out: usize,
+    #[command(flatten)]
+    people: PeopleArgs,
     /// Key of all draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Items of the shortest history
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = SimulationOptions::default().lengths.0)]
     shortest: usize,
     /// Items of the longest history
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = SimulationOptions::default().lengths.1)]
     longest: usize,
     /// Probability that somebody stays with the creator of the last item
-    #[arg(long, value_name = "P", default_value_t = 0.35)]
+    #[arg(long, value_name = "P", default_value_t = SimulationOptions::default().loyalty)]
     loyalty: f64,
     /// JSON lines to write [default: standard output]
     #[arg(long, value_name = "FILE")]
@@ -83,20 +78,15 @@ impl Simulate {
         if self.shortest < 2 || self.longest < self.shortest {
             bail!("--shortest must be 2 at least, and --longest not below it");
         }
-        if self.users.checked_add(self.held_out).is_none_or(|people| people > MOST_PEOPLE) {
-            bail!("--users and --held-out: more than {MOST_PEOPLE} people");
-        }
         if !(0.0..=1.0).contains(&self.loyalty) {
             bail!("--loyalty: {} is no probability", self.loyalty);
         }
-        let works = Works::of(&open_catalog(&self.catalog)?)?;
         let options = SimulationOptions {
-            users: self.users,
-            held_out: self.held_out,
-            seed: self.seed,
             lengths: (self.shortest, self.longest),
             loyalty: self.loyalty,
+            ..self.people.simulation(self.seed)?
         };
+        let works = Works::of(&open_catalog(&self.catalog)?)?;
         let mut out = sink(self.out.as_deref())?;
         for history in simulate(&works, &options) {
             writeln!(out, "{}", serde_json::to_string(&history)?)?;

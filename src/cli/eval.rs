@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use super::dataset::MOST_PEOPLE;
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use sidereal::dataset::{SimulationOptions, Works, read_histories, simulate};
+use sidereal::dataset::{Works, read_histories, simulate};
 use sidereal::eval::{EvalOptions, evaluate};
 
 use super::load::LoadArgs;
+use super::people::PeopleArgs;
 
 /// Measure what a model's answers are worth, beside simple baselines.
 #[derive(Args)]
@@ -26,12 +26,8 @@ pub struct Eval {
     /// What people took, as JSON lines of user, split and items
     #[arg(long, value_name = "FILE")]
     histories: Option<PathBuf>,
-    /// Simulated people to learn from, where there are no --histories
-    #[arg(long, value_name = "N", default_value_t = SimulationOptions::default().users)]
-    users: usize,
-    /// Simulated people to be judged by
-    #[arg(long, value_name = "N", default_value_t = SimulationOptions::default().held_out)]
-    held_out: usize,
+    #[command(flatten)]
+    people: PeopleArgs,
     /// Key of simulated histories, wordings and sampled answers
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -58,19 +54,13 @@ impl Eval {
         if self.beam_width == 0 || self.beam_width > 512 {
             bail!("--beam-width: {} is outside of the allowed range from 1 to 512", self.beam_width);
         }
-        if self.users.checked_add(self.held_out).is_none_or(|people| people > MOST_PEOPLE) {
-            bail!("--users and --held-out: more than {MOST_PEOPLE} people");
-        }
+        let people = self.people.simulation(self.seed)?;
         let builder = self.load.builder()?;
         let works = Works::of(builder.catalog_ref().context("no catalog")?)?;
         let engine = builder.start()?;
         let histories = match &self.histories {
             Some(path) => read_histories(path, &works)?,
-            None => {
-                let (users, held_out, seed) = (self.users, self.held_out, self.seed);
-                let options = SimulationOptions { users, held_out, seed, ..SimulationOptions::default() };
-                simulate(&works, &options)
-            }
+            None => simulate(&works, &people),
         };
         let options = EvalOptions {
             seed: self.seed,

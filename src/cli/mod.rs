@@ -10,6 +10,7 @@ mod generate;
 mod gpus;
 mod load;
 mod log;
+mod people;
 mod requests;
 mod serve;
 mod sid;

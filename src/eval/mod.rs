@@ -9,6 +9,7 @@ mod metrics;
 mod questions;
 mod report;
 mod run;
+mod verdict;
 
 pub use baselines::{Bm25, Neighbours, Popularity};
 pub use claims::{Claims, claims};

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::baselines::{Bm25, Neighbours, Popularity};
-use super::claims::{Claims, Vocabulary, by_item};
 use super::metrics::{Estimate, Ranking, Scores};
 use super::questions::{KINDS, Question, recommendations, searches};
 use super::report::{Latency, Report, Row, TextRow};
-use crate::dataset::{History, QueryKind, Sample, Sampler, Split, Subject, Task, Work, Works, facts};
+use super::verdict::{Verdicts, written};
+use crate::dataset::{History, QueryKind, Sampler, Split, Subject, Task, Works};
 use crate::engine::{Answer, AnswerPart, Engine, OneOrMany, Request};
 use crate::error::{Error, Result};
 
@@ -64,7 +64,7 @@ pub fn evaluate(
         engine,
         works,
         options,
-        vocabulary: Vocabulary::new(works),
+        verdicts: Verdicts::new(works),
         popularity: Popularity::new(works, &learnt),
         neighbours: Neighbours::new(works, &learnt),
         bm25: Bm25::new(works),
@@ -111,7 +111,7 @@ struct Judge<'a> {
     engine: &'a Engine,
     works: &'a Works,
     options: &'a EvalOptions,
-    vocabulary: Vocabulary,
+    verdicts: Verdicts<'a>,
     popularity: Popularity,
     neighbours: Neighbours,
     bm25: Bm25,
@@ -225,7 +225,7 @@ impl Judge<'_> {
             let answer = self.engine.generate(&request)?;
             seconds.push(start.elapsed().as_secs_f64());
             let content = answer.content.unwrap_or_default();
-            let verdict = self.judge(task, &sample, &content);
+            let verdict = self.verdicts.true_of(&sample, &content);
             for part in &content {
                 if let AnswerPart::Item { id, item_type, .. } = part {
                     items += 1;
@@ -235,9 +235,9 @@ impl Judge<'_> {
             }
             right.push(f64::from(verdict == Some(true)));
             claiming.push(f64::from(verdict.is_some()));
-            fitting.push(f64::from(self.fits(&sample, &content)));
+            fitting.push(f64::from(self.verdicts.fits(&sample, &content)));
             if verdict != Some(true) && wrong.is_none() {
-                wrong = Some(self.written(&content));
+                wrong = Some(written(&content));
             }
             tick();
         }
@@ -250,69 +250,5 @@ impl Judge<'_> {
             latency_ms: Latency::of(seconds),
             wrong,
         })
-    }
-
-    /// Whether all that an answer claims is true; `None` if it claims nothing.
-    fn judge(&self, task: Task, sample: &Sample, content: &[AnswerPart]) -> Option<bool> {
-        let text = self.written(content);
-        let work = sample.target.map(|place| &self.works.all()[place]);
-        match task {
-            Task::Explain => {
-                let said = by_item(content, self.works, &self.vocabulary);
-                let claims = said.iter().any(|(_, claims)| claims.any());
-                let hold = said.iter().all(|(place, claims)| {
-                    place.is_some_and(|place| claims.hold_for(&self.works.all()[place]))
-                });
-                claims.then_some(hold)
-            }
-            Task::Type => Some(work.is_some_and(|work| text.trim() == self.works.type_of(work))),
-            Task::Describe => {
-                let work = work?;
-                Some(text.starts_with(&facts(work, self.works.type_of(work))))
-            }
-            _ => {
-                let claims = self.vocabulary.claims(&text);
-                claims.any().then(|| self.shown_by(&claims, sample))
-            }
-        }
-    }
-
-    /// Whether an explanation names items and all of them answer the query, or what it says before the first of them is true of the history.
-    fn fits(&self, sample: &Sample, content: &[AnswerPart]) -> bool {
-        let named = content.iter().filter_map(|part| match part {
-            AnswerPart::Item { id, .. } => Some(self.works.find(id)),
-            AnswerPart::Text { .. } => None,
-        });
-        let named: Vec<Option<usize>> = named.collect();
-        if named.is_empty() {
-            return false;
-        }
-        let right = |place: usize| sample.target == Some(place) || sample.others.contains(&place);
-        match (&sample.prompt.subject, content.first()) {
-            (Subject::Query(_), _) => named.into_iter().all(|place| place.is_some_and(right)),
-            (Subject::History(_), Some(AnswerPart::Text { text })) => {
-                self.shown_by(&self.vocabulary.claims(text), sample)
-            }
-            _ => true,
-        }
-    }
-
-    /// Whether a history has something of all that is claimed.
-    fn shown_by(&self, claims: &Claims, sample: &Sample) -> bool {
-        let Subject::History(ids) = &sample.prompt.subject else { return false };
-        let seen: Vec<&Work> =
-            ids.iter().filter_map(|id| Some(&self.works.all()[self.works.find(id)?])).collect();
-        let some = |fits: &dyn Fn(&Work) -> bool| seen.iter().any(|work| fits(work));
-        claims.genres.iter().all(|genre| some(&|work| work.genres.contains(genre)))
-            && claims.creators.iter().all(|name| some(&|work| work.creator.as_ref() == Some(name)))
-            && claims.decades.iter().all(|&first| some(&|work| work.decade() == Some(first)))
-    }
-
-    fn written(&self, content: &[AnswerPart]) -> String {
-        let part = |part: &AnswerPart| match part {
-            AnswerPart::Text { text } => text.clone(),
-            AnswerPart::Item { id, title, .. } => format!("[{}]", title.as_deref().unwrap_or(id)),
-        };
-        content.iter().map(part).collect()
     }
 }

@@ -244,6 +244,7 @@ DEVICE_INLINE void narrow_tile(const AttentionArgs& a, const Tile& t, T* ring, f
     const auto is_seen = [&](uint32_t round) { return round <= last && KeyRange{t.begin, t.end}.meets(group_of(round), group_of(round) + GROUP_KEYS); };
     const auto fetch = [&](const void* cache, uint32_t round, uint32_t piece, uint32_t ids, bool seen) {
         const uint32_t block = __shfl_sync(dev::FULL_MASK, ids, piece);
+        __syncwarp();   // what the copy overwrites, every lane has read: a shuffle orders no memory
         if (seen) copy_piece<T, HD>(ring + piece * S::PIECE, cache, a, t, group_of(round) + piece * PIECE_KEYS, block, lane);
         dev::cp_async_commit();
     };

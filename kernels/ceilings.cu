@@ -107,17 +107,19 @@ __device__ void wgmma_body(const MatrixCeilingArgs& a) {
     dev::dependency_wait();
     const uint64_t rows = dev::tile_descriptor(left + threadIdx.x / 128 * (ROWS * K / 2));
     const uint64_t columns = dev::tile_descriptor(right);
-    float sums[COLUMNS / 2] = {};
-    dev::wgmma_fence();
+    // Not set to zero, which would touch the registers behind a fence: the first product overwrites them.
+    float sums[COLUMNS / 2];
     for (uint32_t round = 0; round < a.rounds; round++) {
+        dev::wgmma_fence();
 #pragma unroll
-        for (uint32_t k = 0; k < K / 16; k++) dev::wgmma<T, COLUMNS>(sums, rows + 2 * k, columns + 2 * k, true);
+        for (uint32_t k = 0; k < K / 16; k++) dev::wgmma<T, COLUMNS>(sums, rows + 2 * k, columns + 2 * k, round + k > 0);
         dev::wgmma_commit();
+        dev::wgmma_wait<1>();
     }
     dev::wgmma_wait<0>();
     float sum = 0;
 #pragma unroll
-    for (uint32_t i = 0; i < COLUMNS / 2; i++) sum += sums[i];
+    for (uint32_t i = 0; i < COLUMNS / 2; i++) sum += a.rounds > 0 ? sums[i] : 0.0f;
     a.out[size_t(blockIdx.x) * THREADS + threadIdx.x] = sum;
 }
 

@@ -115,7 +115,10 @@ DEVICE_INLINE void gemm(const ProductArgs& a) {
     dev::dependency_wait();
 
     const Span span = products::span_of(a);
-    if (row >= span.rows) return;
+    if (row >= span.rows) {
+        dev::cp_async_wait<0>();   // the copies of W write to memory that the next block may be given
+        return;
+    }
     Lines<T, BM, THREADS> x;
 #pragma unroll
     for (uint32_t i = 0; i < x.COUNT; i++) {

@@ -96,6 +96,7 @@ DEVICE_INLINE void accumulate(float (&acc)[Tile<BM, BN>::COLUMNS / 2], const Til
     uint32_t before = 0;
     for (uint32_t step = 0; step < steps; step++, turn.advance()) {
         dev::mbarrier_wait(&ring.full[turn.stage], turn.phase);
+        __syncwarp();   // lanes may leave the wait one by one, and what follows is for whole warps
         const uint64_t x = dev::tile_descriptor(ring.x(turn.stage) + (BM == 128 ? consumer * 64 * LINE_BYTES : 0));
         const uint64_t w = dev::tile_descriptor(ring.w(turn.stage) + (BM == 128 ? 0 : consumer * COLUMNS * LINE_BYTES));
         dev::wgmma_fence();

@@ -122,6 +122,8 @@ impl<'a> Rig<'a> {
             4 * capacity.rows,
         ];
         let memory = driver.allocate("rig", &sizes).unwrap();
+        // Hostile records lead to logits that no step wrote.
+        driver.fill(memory[4], 0, sizes[4]).unwrap();
         let inputs = SidInputs {
             counts: memory[0],
             candidates: memory[1],

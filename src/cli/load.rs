@@ -43,7 +43,7 @@ pub struct LoadArgs {
     /// One order of every sum, whatever else is computed beside it; slower. The CPU has no other mode
     #[arg(long)]
     pub reproducible: bool,
-    /// Memory of the key/value cache in MiB [default: 512, less for small models; on a GPU what is free]
+    /// Memory of the key/value cache in MiB [default: 512, less for small models; on a GPU what is free, up to 4 million tokens]
     #[arg(long, value_name = "MIB")]
     pub cache_mib: Option<usize>,
     /// With --device hash: what a step takes at least

@@ -152,7 +152,7 @@ impl EngineBuilder {
     }
 
     /// Puts the engine on a CUDA driver's device. Type, rows and catalog are to be set before: unless its size has been
-    /// named, the key/value cache takes what they leave free, where the driver is that of a GPU.
+    /// named, the key/value cache takes what they leave free, up to four million tokens, where the driver is that of a GPU.
     ///
     /// # Errors
     /// The driver's.

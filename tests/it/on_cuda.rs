@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sidereal::device::cuda::CudaOptions;
+use sidereal::device::cuda::{CudaOptions, Fit};
 use sidereal::device::ops::DType;
 use sidereal::engine::{Answer, Engine, EngineBuilder, EventStream, Request};
 use sidereal::kv::BLOCK_TOKENS;
@@ -253,6 +253,18 @@ fn the_small_model_in_bf16_ranks_as_the_float32_reference_does() {
         assert!(first * 100 >= 85 * cases.len(), "{name}: first item equal in {first} of {}", cases.len());
         assert!(common * 100 >= 90 * all, "{name}: {common} of {all} items common");
     }
+}
+
+#[test]
+fn a_small_model_does_not_fill_a_large_device_with_its_cache() {
+    let builder = EngineBuilder::tiny().unwrap();
+    let model = builder.model_ref();
+    let (shape, dtype) = (model.shape(), DType::Bf16);
+    let fit = Fit { shape, weights: &model.weights, layout: None, dtype };
+    let token = 2 * shape.layers * shape.kv_heads * shape.head_dim * dtype.size();
+    assert_eq!(fit.cache_bytes(512, 140 << 30), token << 22);
+    let small = fit.cache_bytes(512, 200 << 20);
+    assert!((100 << 20..200 << 20).contains(&small), "{small}");
 }
 
 /// What does not fit or is not served is said before anything is allocated.

@@ -8,8 +8,10 @@ use crate::error::{Error, Result};
 
 /// Text rows whose logits are held at once.
 const LOGIT_ROWS: usize = 256;
-/// Kept free for the context, modules, graphs and small buffers.
+/// Kept free at least, for the context, modules, graphs, small buffers and catalogs (some 200 MB for ten million items, twice during a swap).
 const RESERVE: u64 = 512 << 20;
+/// Most tokens of a cache that takes what is free: a small model would get a hundred million, and the host keeps books on all of them.
+const MOST_CACHE_TOKENS: u64 = 1 << 22;
 const MIB: f64 = (1u64 << 20) as f64;
 
 /// What is sized by the rows of a step.
@@ -120,7 +122,7 @@ fn rows_bytes(shape: &Shape, dtype: DType, layout: Option<&Layout>, rows: usize)
 
 /// What the device kept back may be: little where there is little.
 fn reserve(free: u64) -> u64 {
-    RESERVE.min(free / 16)
+    (free / 32).max(RESERVE).min(free / 16)
 }
 
 /// What decides how large a cache can be.
@@ -136,10 +138,12 @@ pub struct Fit<'a> {
 }
 
 impl Fit<'_> {
-    /// Bytes of the largest cache that fits into `free` bytes beside weights and the buffers of steps of `rows` rows.
+    /// Bytes of the largest cache that fits into `free` bytes beside weights and the buffers of steps of `rows` rows, and of four million
+    /// tokens at most.
     pub fn cache_bytes(&self, rows: usize, free: u64) -> usize {
         let weights = weights::bytes(self.weights, self.shape, self.dtype, self.layout) as u64;
-        cache_that_fits(weights, self.shape, self.dtype, self.layout, rows, free) as usize
+        let most = MOST_CACHE_TOKENS / BLOCK_TOKENS as u64 * block_bytes(self.shape, self.dtype) as u64;
+        cache_that_fits(weights, self.shape, self.dtype, self.layout, rows, free).min(most) as usize
     }
 }
 

@@ -5,6 +5,7 @@
 //! without a limit, so a kernel that hangs becomes an error too; what it holds is then never freed, since freeing would wait for it.
 //!
 //! `SIDEREAL_CUDA_SEPARATE=1` gives every buffer an allocation of its own, so that compute-sanitizer sees an access beyond one.
+//! `SIDEREAL_CUDA_WAIT=SECONDS` is how long a synchronization waits before it calls the device hung (300).
 
 mod library;
 mod modules;
@@ -32,8 +33,17 @@ use profiler::Profiler;
 
 /// Events that can be told apart; an older one is known to be done.
 const EVENTS: usize = 1024;
-/// How long [`Driver::synchronize`] waits. Under compute-sanitizer a kernel may take minutes.
+/// How long [`Driver::synchronize`] waits unless `SIDEREAL_CUDA_WAIT` says so. Under compute-sanitizer a kernel may take minutes.
 const SYNCHRONIZE: Duration = Duration::from_secs(300);
+
+fn patience() -> Result<Duration> {
+    let Some(given) = std::env::var_os("SIDEREAL_CUDA_WAIT") else { return Ok(SYNCHRONIZE) };
+    let seconds = given.to_str().and_then(|seconds| seconds.parse().ok()).filter(|&seconds| seconds > 0);
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| failed(format!("SIDEREAL_CUDA_WAIT: {given:?} is no number of seconds")))
+}
+
 /// Every buffer of an arena begins at a multiple of this.
 const ALIGN: usize = 256;
 
@@ -49,6 +59,8 @@ pub struct CudaDriver {
     graphs: Vec<sys::CUgraphExec>,
     capturing: bool,
     separate: bool,
+    /// How long [`Driver::synchronize`] waits.
+    patience: Duration,
     profiler: Profiler,
     /// What was enqueued last; a fault shows at a later call, and this narrows down whose it is.
     last: Last,
@@ -79,6 +91,7 @@ impl CudaDriver {
     /// # Errors
     /// [`Error::Device`], as a sentence: no driver, one too old, no GPU, no code for this one in the build.
     pub fn new(ordinal: usize) -> Result<CudaDriver> {
+        let patience = patience()?;
         let (device, properties) = library::find(ordinal)?;
         modules::choose(&properties)?;
         let context = Context::retain(device)?;
@@ -96,6 +109,7 @@ impl CudaDriver {
             next_event: 0,
             graphs: Vec::new(),
             capturing: false,
+            patience,
             separate: std::env::var_os("SIDEREAL_CUDA_SEPARATE").is_some_and(|on| on == "1"),
             profiler: Profiler::new(),
             last: Last::Nothing,
@@ -171,7 +185,7 @@ impl CudaDriver {
     fn next_place(&mut self) -> Result<usize> {
         let place = (self.next_event % EVENTS as u64) as usize;
         if place < self.events.len() {
-            self.wait(Event(self.next_event - EVENTS as u64), SYNCHRONIZE)?;
+            self.wait(Event(self.next_event - EVENTS as u64), self.patience)?;
             return Ok(place);
         }
         let mut event = std::ptr::null_mut();
@@ -419,7 +433,8 @@ impl Driver for CudaDriver {
             false => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         };
         let mut map = TensorMap([0; 16]);
-        // SAFETY: `map` has the size and alignment of the library's type; innermost dimension first, one stride less than dimensions.
+        // SAFETY: `map` has the size of the library's type and the alignment that the call asks for (64 bytes, though the type says 128
+        // since CUDA 13); innermost dimension first, one stride less than dimensions.
         let code = unsafe {
             sys::cuTensorMapEncodeTiled(
                 (&raw mut map).cast(),
@@ -512,7 +527,7 @@ impl Driver for CudaDriver {
 
     fn synchronize(&mut self) -> Result<()> {
         let end = self.record()?;
-        self.wait(end, SYNCHRONIZE)
+        self.wait(end, self.patience)
     }
 
     fn elapsed(&mut self, from: Event, to: Event) -> Result<Duration> {

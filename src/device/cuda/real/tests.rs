@@ -22,16 +22,25 @@ fn fake(folder: &Path) -> bool {
 fn every_machine_gets_its_sentence() {
     let folder = tempfile::tempdir().unwrap();
     assert!(fake(folder.path()), "the stand-in does not compile");
-    for machine in ["good", "separate", "empty", "stub", "old", "other", "fault", "hang"] {
+    let machines =
+        ["good", "separate", "empty", "stub", "old", "other", "fault", "hang"].map(|machine| (machine, ""));
+    // What `SIDEREAL_CUDA_WAIT` says there.
+    for (machine, wait) in machines.into_iter().chain([("hang", "1"), ("good", "soon")]) {
         let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args([CHILD, "--exact", "--ignored", "--nocapture"]).env("FAKE_CUDA", machine);
+        child
+            .args([CHILD, "--exact", "--ignored", "--nocapture"])
+            .env("FAKE_CUDA", machine)
+            .env_remove("SIDEREAL_CUDA_WAIT");
+        if !wait.is_empty() {
+            child.env("SIDEREAL_CUDA_WAIT", wait);
+        }
         child.env("LD_LIBRARY_PATH", folder.path()).env_remove("CUDA_VISIBLE_DEVICES");
         child.env("SIDEREAL_CUDA_SEPARATE", if machine == "separate" { "1" } else { "0" });
         let output = child.output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.contains("1 passed"), "{machine}: {said}");
         // What hangs is never freed, and everything else always is.
-        let opened = ["good", "separate", "fault"].contains(&machine);
+        let opened = ["good", "separate", "fault"].contains(&machine) && wait.is_empty();
         assert_eq!(said.contains("fake libcuda: released"), opened, "{machine}: {said}");
     }
 }
@@ -66,7 +75,11 @@ fn on_a_fake_machine() {
             assert!(error.ends_with(devices().unwrap()[0].unusable.as_ref().unwrap()));
         }
         "fault" => fault(),
+        "hang" if std::env::var_os("SIDEREAL_CUDA_WAIT").is_some() => impatient(),
         "hang" => hang(),
+        "good" if std::env::var_os("SIDEREAL_CUDA_WAIT").is_some() => {
+            _ = refused("SIDEREAL_CUDA_WAIT: \"soon\" is no number of seconds")
+        }
         "good" | "separate" => good(),
         other => panic!("no machine {other:?}"),
     }
@@ -216,6 +229,15 @@ fn fault() {
 }
 
 /// A kernel that never ends is an error once the limit is over, and then nothing waits for it.
+fn impatient() {
+    let mut driver = CudaDriver::new(0).unwrap();
+    launch(&mut driver).unwrap();
+    let start = Instant::now();
+    let error = driver.synchronize().unwrap_err().to_string();
+    assert!(error.contains("the device has not finished after 1.0"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
 fn hang() {
     let mut driver = CudaDriver::new(0).unwrap();
     let pinned = driver.pin(16).unwrap();

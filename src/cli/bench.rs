@@ -103,10 +103,20 @@ struct Figures {
     device: String,
     /// Bytes of weights that one step reads.
     weight_bytes: usize,
+    /// Bytes of cached keys and values that a decode step reads beside them, in the middle of the run.
+    cache_bytes: usize,
     read_gb_s: f64,
     prompt_tokens: usize,
     prefill_ms: f64,
     prefill_tokens_s: f64,
+    /// Of a GPU: what the products of a prefill need at the measured rate of the matrix units, over its time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill_share_of_matrix: Option<f64>,
+    /// Prompts of `decode_batch` sequences, `context_tokens` each, in as few steps as they fit into.
+    context_tokens: usize,
+    batch_prefill_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch_prefill_share_of_matrix: Option<f64>,
     decode_batch: usize,
     decode_ms: f64,
     decode_tokens_s: f64,
@@ -135,6 +145,8 @@ struct BeamFigures {
 struct Samples {
     read: Vec<f64>,
     prefill: Vec<f64>,
+    /// Prompts of the sequences that are decoded.
+    batch_prefill: Vec<f64>,
     /// Median step of each pass.
     decode: Vec<f64>,
     /// Steps of each beam request, its prefill the first.
@@ -170,26 +182,56 @@ impl Samples {
     }
 }
 
+/// An engine about to start, and what its steps cost.
+struct Opened {
+    builder: EngineBuilder,
+    name: String,
+    /// Prompts are drawn from tokens below it.
+    vocab: usize,
+    /// Weights that a step reads.
+    weight_bytes: usize,
+    /// Keys and values of a token.
+    token_bytes: usize,
+    /// Multiplications and additions of the layers' products per token of a prompt; attention is not counted.
+    token_operations: f64,
+    max_rows: usize,
+}
+
+/// Rows of the largest step, as `--max-rows` has it.
+const MOST_ROWS: usize = 65_536;
+
 impl ModelBench {
     fn run(&self) -> anyhow::Result<()> {
         if self.repeat == 0 || self.batch == 0 || self.decode < 2 || self.prompt < 2 {
             bail!("--repeat and --batch must be at least 1, --decode and --prompt at least 2");
         }
-        let (builder, name, vocab, weight_bytes) = self.open()?;
+        let Opened { builder, name, vocab, weight_bytes, token_bytes, token_operations, max_rows } =
+            self.open()?;
         let mut limit = Limit::of(self)?;
         let mut runner = Runner { parts: builder.parts()?, vocab, draw: 0 };
-        let samples = self.measure(&mut runner, &mut limit)?;
+        let prefill_steps = (self.batch * self.context).div_ceil(max_rows);
+        let samples = self.measure(&mut runner, &mut limit, prefill_steps)?;
         let (prefill, decode) = (median(&samples.prefill), median(&samples.decode));
+        let batch_prefill = median(&samples.batch_prefill);
         let read = median(&samples.read);
-        let gb_s = weight_bytes as f64 / decode / 1e6;
+        let cache_bytes = self.batch * (self.context + self.decode / 2) * token_bytes;
+        let gb_s = (weight_bytes + cache_bytes) as f64 / decode / 1e6;
+        let share = |tokens: usize, ms: f64| {
+            limit.matrix().map(|rate| tokens as f64 * token_operations / rate / (ms * 1e-3))
+        };
         let figures = Figures {
             model: name,
             device: runner.parts.description().to_owned(),
             weight_bytes,
+            cache_bytes,
             read_gb_s: read,
             prompt_tokens: self.prompt,
             prefill_ms: prefill,
             prefill_tokens_s: self.prompt as f64 / prefill * 1e3,
+            prefill_share_of_matrix: share(self.prompt, prefill),
+            context_tokens: self.context,
+            batch_prefill_ms: batch_prefill,
+            batch_prefill_share_of_matrix: share(self.batch * self.context, batch_prefill),
             decode_batch: self.batch,
             decode_ms: decode,
             decode_tokens_s: self.batch as f64 / decode * 1e3,
@@ -201,7 +243,12 @@ impl ModelBench {
     }
 
     /// One pass to fault pages in; then everything in turns, so that drifts of the machine meet all figures alike.
-    fn measure(&self, runner: &mut Runner, limit: &mut Limit) -> anyhow::Result<Samples> {
+    fn measure(
+        &self,
+        runner: &mut Runner,
+        limit: &mut Limit,
+        prefill_steps: usize,
+    ) -> anyhow::Result<Samples> {
         let bar = progress("measuring");
         bar.set_length(self.repeat as u64 + 1);
         let mut samples = Samples::default();
@@ -222,7 +269,9 @@ impl ModelBench {
             }
             samples.read.extend([before, after]);
             samples.prefill.push(prefill.iter().sum());
-            samples.decode.push(median(&decode[1..]));
+            let (prompts, steps) = decode.split_at(prefill_steps.min(decode.len() - 1));
+            samples.batch_prefill.push(prompts.iter().sum());
+            samples.decode.push(median(steps));
             if self.beam_width > 0 {
                 samples.beams.push(beam.0);
                 samples.batched.push(median(&beam.1[1..]));
@@ -240,13 +289,23 @@ impl ModelBench {
         println!("{} on {}", f.model, f.device);
         println!("{:<34} {:>10.2} GB/s", "read bandwidth (plain sum)", f.read_gb_s);
         println!(
-            "{:<34} {:>10.2} ms    {:>9.1} tokens/s",
+            "{:<34} {:>10.2} ms    {:>9.1} tokens/s{}",
             format!("prefill, {} tokens", f.prompt_tokens),
             f.prefill_ms,
-            f.prefill_tokens_s
+            f.prefill_tokens_s,
+            of_matrix(f.prefill_share_of_matrix)
         );
+        if f.decode_batch > 1 {
+            println!(
+                "{:<34} {:>10.2} ms    {:>9.1} tokens/s{}",
+                format!("prefill, {} x {} tokens", f.decode_batch, f.context_tokens),
+                f.batch_prefill_ms,
+                (f.decode_batch * f.context_tokens) as f64 / f.batch_prefill_ms * 1e3,
+                of_matrix(f.batch_prefill_share_of_matrix)
+            );
+        }
         println!(
-            "{:<34} {:>10.2} ms    {:>9.1} tokens/s  {:.2} GB/s of weights, {:.2} of the read bandwidth",
+            "{:<34} {:>10.2} ms    {:>9.1} tokens/s  {:.2} GB/s of weights and cache, {:.2} of the read bandwidth",
             format!("decode, batch {}", f.decode_batch),
             f.decode_ms,
             f.decode_tokens_s,
@@ -267,8 +326,7 @@ impl ModelBench {
         Ok(())
     }
 
-    /// The engine, its name, its vocabulary for prompts, and the bytes of weights that a step reads.
-    fn open(&self) -> anyhow::Result<(EngineBuilder, String, usize, usize)> {
+    fn open(&self) -> anyhow::Result<Opened> {
         let (builder, name, vocab) = match &self.model {
             Some(folder) => {
                 if self.beam_width > 0 {
@@ -283,10 +341,14 @@ impl ModelBench {
         let model = builder.model_ref();
         let weights = &model.weights;
         // A tied embedding is read once, as the head; an embedding of its own gives a row per token.
-        let bytes = model.weight_bytes() - if model.config.tied { 0 } else { weights.embed.bytes().len() };
+        let embedding = weights.embed.bytes().len();
+        let weight_bytes = model.weight_bytes() - if model.config.tied { 0 } else { embedding };
+        let elements = (weight_bytes - embedding) / weights.embed.dtype().size();
         let dtype = DType::from(self.dtype.unwrap_or(self.device.dtype()));
         let beams = self.batch * self.beam_width;
-        let max_rows = (self.prompt + 8).max(self.batch * self.prompt.min(1024)).max(beams).max(512);
+        // A prefill of more rows would take as long as a device that hangs.
+        let prompts = (self.batch * self.prompt.min(1024)).min(MOST_ROWS);
+        let max_rows = (self.prompt + 8).max(prompts).max(beams).max(512);
         let mut builder = builder.dtype(dtype).max_rows(max_rows);
         if let Some(threads) = self.threads {
             builder = builder.threads(threads.get());
@@ -296,7 +358,8 @@ impl ModelBench {
         let shape = builder.model_ref().shape();
         let token = 2 * shape.layers * shape.kv_heads * shape.head_dim * dtype.size();
         let builder = self.device.place(builder.cache_bytes(rows * token), self.reproducible)?;
-        Ok((builder, name, vocab, bytes))
+        let token_operations = 2.0 * elements as f64;
+        Ok(Opened { builder, name, vocab, weight_bytes, token_bytes: token, token_operations, max_rows })
     }
 
     fn random(&self) -> anyhow::Result<(EngineBuilder, String, usize)> {
@@ -410,9 +473,9 @@ impl Runner {
 enum Limit {
     /// A plain parallel sum over a gibibyte on the CPU, taken again each time: such machines drift.
     Cpu(Reader),
-    /// Of a GPU, taken once, in GB/s.
+    /// Of a GPU, taken once: bytes, and operations of its matrix units, per second.
     #[cfg(feature = "cuda")]
-    Gpu(f64),
+    Gpu(sidereal::device::cuda::ceilings::Ceilings),
 }
 
 impl Limit {
@@ -423,7 +486,7 @@ impl Limit {
             use sidereal::device::cuda::driver::Driver;
             let mut driver: Box<dyn Driver> = Box::new(sidereal::device::cuda::CudaDriver::new(0)?);
             let extent = Extent::of(&mut *driver)?;
-            return Ok(Limit::Gpu(measure(&mut *driver, &extent)?.read / 1e9));
+            return Ok(Limit::Gpu(measure(&mut *driver, &extent)?));
         }
         Ok(Limit::Cpu(Reader::new(bench.threads.map_or(0, usize::from))?))
     }
@@ -436,9 +499,23 @@ impl Limit {
                 Reader::BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
             }
             #[cfg(feature = "cuda")]
-            Limit::Gpu(read) => *read,
+            Limit::Gpu(ceilings) => ceilings.read / 1e9,
         }
     }
+
+    /// Operations of a GPU's matrix units per second.
+    fn matrix(&self) -> Option<f64> {
+        match self {
+            Limit::Cpu(_) => None,
+            #[cfg(feature = "cuda")]
+            Limit::Gpu(ceilings) => Some(ceilings.matrix),
+        }
+    }
+}
+
+/// A share of the matrix rate, where there is one.
+fn of_matrix(share: Option<f64>) -> String {
+    share.map_or_else(String::new, |share| format!("  {share:.2} of the matrix rate"))
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -5,7 +5,7 @@
 //! in a graph, so that the host has no part in the time; operands are random and rotate through more memory than the level-2 cache has. (A SID step
 //! changes what it works on and is launched once, behind a fill that keeps the device busy meanwhile.)
 //!
-//! `cargo bench --features cuda --bench kernels -- [FAMILY]`, a family being `sid_step`, `embed`, `sample`, `product` or `attention`. Without a GPU it says so and ends.
+//! `cargo bench --features cuda --bench kernels -- [BEGIN]` measures what has an id that begins so: `sid_step`, `embed`, `sample`, `product` or `attention/decode`. Without a GPU it says so and fails.
 
 #[cfg(feature = "cuda")]
 #[path = "kernels/attention.rs"]
@@ -33,8 +33,8 @@ fn main() {
     let mut gpu = match gpu::Gpu::open() {
         Ok(gpu) => gpu,
         Err(error) => {
-            println!("kernels: {error}");
-            return;
+            eprintln!("kernels: {error}");
+            std::process::exit(1);
         }
     };
     let brief = |seconds| std::time::Duration::from_secs_f32(seconds);
@@ -43,22 +43,9 @@ fn main() {
         .measurement_time(brief(1.0))
         .sample_size(20)
         .configure_from_args();
-    // What a filter leaves out is not even made ready: catalogs of ten million items, gigabytes of operands.
-    let filter = std::env::args().skip(1).find(|word| !word.starts_with('-'));
-    let wanted = |family: &str| {
-        filter.as_ref().is_none_or(|filter| filter.starts_with(family) || family.starts_with(filter.as_str()))
-    };
-    if wanted("sid_step") {
-        sid::benches(&mut criterion, &mut gpu);
-    }
-    if wanted("embed") || wanted("sample") {
-        text::benches(&mut criterion, &mut gpu);
-    }
-    if wanted("product") {
-        products::benches(&mut criterion, &mut gpu);
-    }
-    if wanted("attention") {
-        attention::benches(&mut criterion, &mut gpu);
-    }
+    sid::benches(&mut criterion, &mut gpu);
+    text::benches(&mut criterion, &mut gpu);
+    products::benches(&mut criterion, &mut gpu);
+    attention::benches(&mut criterion, &mut gpu);
     criterion.final_summary();
 }

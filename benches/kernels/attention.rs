@@ -59,6 +59,10 @@ fn attention(
     (what, batch): (&str, usize),
     (context, rows): (usize, usize),
 ) {
+    let id = format!("{batch}x{}", context + rows);
+    if !gpu.wanted(&format!("attention/{what}/{id}")) {
+        return;
+    }
     let plan = plan(batch, context, rows);
     let (max_items, max_units) = (65_536, 16_384);
     let limits = AttentionLimits {
@@ -118,7 +122,6 @@ fn attention(
         bytes: 2 * keys * KV_HEADS * HEAD_DIM * 2 + 2 * plan.rows() * row_bytes,
         operations: 4.0 * pairs as f64 * (HEADS * HEAD_DIM) as f64,
     };
-    let id = format!("{batch}x{}", context + rows);
     gpu.bench(c, (&format!("attention/{what}"), &id), (work, sets), |driver, set| {
         kernels.enqueue(driver, &buffers, &layers[set], &bucket)
     });

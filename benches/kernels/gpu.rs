@@ -22,18 +22,21 @@ pub struct Gpu {
     ceilings: Ceilings,
     /// Bytes that are filled before what is timed step by step.
     stall: usize,
+    /// How the ids of what is to be measured begin; all are, if nothing is said.
+    filter: Option<String>,
 }
 
 impl Gpu {
     /// The first GPU; prints what it can do at most. With the feature `emulated`, `SIDEREAL_BENCH_DRIVER=emulated` takes the host-run driver instead: it shows that
     /// the benches run, and no speed.
     pub fn open() -> Result<Gpu> {
+        let filter = std::env::args().skip(1).find(|word| !word.starts_with('-'));
         #[cfg(feature = "emulated")]
         if std::env::var_os("SIDEREAL_BENCH_DRIVER").is_some_and(|name| name == "emulated") {
             let driver = sidereal::device::cuda::EmulatedDriver::new(Default::default())?;
             println!("the host-run driver: no figure below means anything");
             let ceilings = Ceilings { read: f64::INFINITY, matrix: f64::INFINITY };
-            return Ok(Gpu { driver: Box::new(driver), ceilings, stall: 16 });
+            return Ok(Gpu { driver: Box::new(driver), ceilings, stall: 16, filter });
         }
         let mut driver: Box<dyn Driver> = Box::new(CudaDriver::new(0)?);
         let extent = Extent::of(&mut *driver)?;
@@ -44,7 +47,14 @@ impl Gpu {
             ceilings.read / 1e9,
             ceilings.matrix / 1e12
         );
-        Ok(Gpu { driver, ceilings, stall: STALL_BYTES })
+        Ok(Gpu { driver, ceilings, stall: STALL_BYTES, filter })
+    }
+
+    /// Whether benches are wanted whose ids begin so. What a filter leaves out is not even made ready: catalogs of ten million items, gigabytes of operands.
+    pub fn wanted(&self, begin: &str) -> bool {
+        self.filter
+            .as_ref()
+            .is_none_or(|filter| filter.starts_with(begin) || begin.starts_with(filter.as_str()))
     }
 
     /// How many sets of operands of `bytes` are needed so that none is found in the level-2 cache.

@@ -16,6 +16,10 @@ pub fn benches(c: &mut Criterion, gpu: &mut Gpu) {
 }
 
 fn product(c: &mut Criterion, gpu: &mut Gpu, rows: usize, (n, k): (usize, usize)) {
+    let id = format!("{rows}x{n}x{k}");
+    if !gpu.wanted(&format!("product/{id}")) {
+        return;
+    }
     let sets = gpu.sets(n * k * 2);
     let mut products = Products::new(&mut *gpu.driver, DType::Bf16, 8, 8, false).expect("kernels");
     let weights: Vec<_> = (0..sets).map(|_| gpu.random(n * k * 2)).collect();
@@ -26,7 +30,7 @@ fn product(c: &mut Criterion, gpu: &mut Gpu, rows: usize, (n, k): (usize, usize)
     let activations = products.activations(&mut *gpu.driver, x, rows, k).expect("activations");
     let work =
         Work { bytes: 2 * (n * k + rows * (n + k)), operations: 2.0 * rows as f64 * n as f64 * k as f64 };
-    gpu.bench(c, ("product", &format!("{rows}x{n}x{k}")), (work, sets), |driver, set| {
+    gpu.bench(c, ("product", &id), (work, sets), |driver, set| {
         let product = Product {
             x: &activations,
             norm: None,

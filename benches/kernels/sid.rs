@@ -27,14 +27,24 @@ pub fn benches(c: &mut Criterion, gpu: &mut Gpu) {
     let skews = [("uniform", Skew::Uniform), ("zipf0.8", Skew::Zipf(0.8)), ("zipf1.0", Skew::Zipf(1.0))];
     for (shape, levels) in [("v8192x3", vec![8192; 3]), ("v2048x8", vec![2048; 8])] {
         for (skew_name, skew) in skews {
+            let shapes = [(32, 64), (1, 256), (4, 256), (2, 70)].map(|(searches, width)| {
+                let begin = format!("{searches}xw{width}/{shape}/{skew_name}");
+                (gpu.wanted(&format!("sid_step/{begin}")), searches, width, begin)
+            });
+            if shapes.iter().all(|(wanted, ..)| !wanted) {
+                continue;
+            }
             let token = "<s_{level}_{code}>".to_owned();
             let spec = TypeSpec { name: "item".to_owned(), levels: levels.clone(), token };
             let catalog = synthetic::catalog(std::slice::from_ref(&spec), items, skew, 7);
             let catalog = Arc::new(catalog.expect("the space is large enough"));
-            for (searches, width) in [(32, 64), (1, 256), (4, 256), (2, 70)] {
+            for (_, searches, width, begin) in shapes.into_iter().filter(|(wanted, ..)| *wanted) {
                 let mut rig = Rig::new(gpu, &spec, &catalog, (searches, width));
-                for level in 0..3 {
-                    let id = format!("{searches}xw{width}/{shape}/{skew_name}/level{level}");
+                println!("sid_step/{begin}/level1: {} children", rig.children);
+                // All steps of the shape whose whole search has a limit.
+                let last = if (searches, width) == (2, 70) { levels.len() } else { 3 };
+                for level in 0..last {
+                    let id = format!("{begin}/level{level}");
                     rig.check(&mut *gpu.driver, level);
                     let work = rig.work(level);
                     let prepare = |rig: &mut Rig, driver: &mut dyn Driver| rig.prepare(driver, level);

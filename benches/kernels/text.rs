@@ -33,6 +33,10 @@ pub fn benches(c: &mut Criterion, gpu: &mut Gpu) {
 
 fn embed(c: &mut Criterion, gpu: &mut Gpu, rows: usize) {
     let hidden = 2048;
+    let id = format!("{rows}x{hidden}");
+    if !gpu.wanted(&format!("embed/{id}")) {
+        return;
+    }
     let table = gpu.random(VOCAB * hidden * 2);
     let info: Vec<RowInfo> = (0..rows as u32)
         .map(|i| RowInfo { value: i.wrapping_mul(2_654_435_761) % VOCAB as u32, ..RowInfo::default() })
@@ -55,9 +59,7 @@ fn embed(c: &mut Criterion, gpu: &mut Gpu, rows: usize) {
     };
     let kernel = Embed::new(&mut *gpu.driver, DType::Bf16).expect("a kernel");
     let work = Work { bytes: 4 * rows * hidden, operations: 0.0 };
-    gpu.bench(c, ("embed", &format!("{rows}x{hidden}")), (work, 1), |driver, _| {
-        kernel.enqueue(driver, &args, rows as u32)
-    });
+    gpu.bench(c, ("embed", &id), (work, 1), |driver, _| kernel.enqueue(driver, &args, rows as u32));
     [table, rows_at, counts_at, x].into_iter().for_each(|at| gpu.driver.free(at).expect("freed"));
 }
 
@@ -68,6 +70,10 @@ fn sample(
     (group, kind, scale): (&str, &str, f32),
     (rows, sampling): (usize, &Sampling),
 ) {
+    let id = format!("{kind}/{rows}x{VOCAB}");
+    if !gpu.wanted(&format!("{group}/{id}")) {
+        return;
+    }
     let sets = gpu.sets(rows * VOCAB * 4);
     let sizes = TextSizes {
         vocab: VOCAB,
@@ -99,7 +105,7 @@ fn sample(
         })
         .collect();
     let work = Work { bytes: rows * VOCAB * 4, operations: 0.0 };
-    gpu.bench(c, (group, &format!("{kind}/{rows}x{VOCAB}")), (work, sets), |driver, set| {
+    gpu.bench(c, (group, &id), (work, sets), |driver, set| {
         let inputs =
             TextInputs { logits: logits[set], logits_len: rows * VOCAB, records, edits: records, counts };
         sampler.enqueue(driver, &inputs, rows as u32)

@@ -1,7 +1,9 @@
 """Vectors of items, such that items near each other share genre, creator and decade.
 
 A row is four blocks side by side, each of length 1 times its weight, so that squared distances are weighted sums of four squared
-distances: text, genres (several), creator (one), decade (soft: the next decade is nearer than the one after it).
+distances: text, genres (several), decade (soft: the next decade is nearer than the one after it), and creator. The creator's block is what
+the creator's works have in common: all of them have the same, and creators of works that are alike are near each other, so that codebooks
+have something to find (names as one column each are all equally far apart: clusters of what is left of them are arbitrary).
 """
 
 import zlib
@@ -19,11 +21,22 @@ def vectors(items: list[dict], weights: dict[str, float]) -> np.ndarray:
     blocks = {
         "text": embed([facts(item) for item in items]),
         "genres": hot([item["genres"] for item in items]),
-        "creator": hot([[item["creator"]] for item in items]),
         "decade": soft_decades([item["year"] for item in items]),
     }
-    unit = {name: block / np.linalg.norm(block, axis=1, keepdims=True) for name, block in blocks.items()}
-    return np.concatenate([weights[name] * unit[name] for name in blocks], axis=1, dtype=np.float32)
+    blocks = {name: unit(block) for name, block in blocks.items()}
+    blocks["creator"] = unit(profiles(hot([[item["creator"]] for item in items]), np.concatenate(list(blocks.values()), axis=1)))
+    return np.concatenate([weights[name] * block for name, block in blocks.items()], axis=1, dtype=np.float32)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1; of length 0 where there is nothing to scale."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def profiles(creators: np.ndarray, works: np.ndarray) -> np.ndarray:
+    """For each work [items, width] the mean over the works of its creator [items, creators], from the mean of those of all creators."""
+    means = creators.T @ works / creators.sum(0)[:, None]
+    return creators @ (means - means.mean(0))
 
 
 def facts(item: dict) -> str:

@@ -173,8 +173,10 @@ impl Render {
         let sampler = Sampler::new(&works, &histories, split, self.seed);
         let mix = match &self.mix {
             Some(mix) => mix.clone(),
-            None if histories.is_empty() => "search=7.5,explain=3,describe=2,find=0.4,type=0.05".parse()?,
-            None => "search=7.5,recommend=2.5,explain=3,profile=0.8,describe=2,find=0.4,type=0.05".parse()?,
+            None if histories.is_empty() => "search=7,explain=2.8,describe=1.5,find=0.4,type=0.05".parse()?,
+            None => {
+                "search=7,recommend=6.5,explain=2.8,profile=0.5,describe=1.5,find=0.4,type=0.05".parse()?
+            }
         };
         let plan = sampler.plan(&mix, self.samples)?;
         let mut out = sink(self.out.as_deref())?;

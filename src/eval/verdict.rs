@@ -85,16 +85,9 @@ pub(super) fn written(content: &[AnswerPart]) -> String {
 mod tests {
     use super::*;
     use crate::dataset::Prompt;
+    use crate::eval::claims::tests::{album, work};
 
     fn works() -> Works {
-        let work = |id: &str, creator: &str, genres: &[&str], year: i64| Work {
-            id: id.to_owned(),
-            title: id.to_owned(),
-            creator: Some(creator.to_owned()),
-            genres: genres.iter().map(|genre| (*genre).to_owned()).collect(),
-            year: Some(year),
-            ..Work::default()
-        };
         let all = vec![
             work("fragile", "Yes", &["Progressive Rock", "Rock"], 1971),
             work("blonde", "Bob Dylan", &["Rock", "Folk"], 1966),
@@ -127,9 +120,7 @@ mod tests {
                 parts.push(AnswerPart::Text { text: text.to_owned() });
             }
             if let Some(id) = id {
-                let (id, item_type) = (id.trim_end_matches(']').to_owned(), "album".to_owned());
-                let (sid, score, title, attributes) = (Vec::new(), 0.0, None, None);
-                parts.push(AnswerPart::Item { id, item_type, sid, score, title, attributes });
+                parts.push(album(id.trim_end_matches(']')));
             }
         }
         assert_eq!(super::written(&parts), written);

@@ -36,14 +36,6 @@ const EVENTS: usize = 1024;
 /// How long [`Driver::synchronize`] waits unless `SIDEREAL_CUDA_WAIT` says so. Under compute-sanitizer a kernel may take minutes.
 const SYNCHRONIZE: Duration = Duration::from_secs(300);
 
-fn patience() -> Result<Duration> {
-    let Some(given) = std::env::var_os("SIDEREAL_CUDA_WAIT") else { return Ok(SYNCHRONIZE) };
-    let seconds = given.to_str().and_then(|seconds| seconds.parse().ok()).filter(|&seconds| seconds > 0);
-    seconds
-        .map(Duration::from_secs)
-        .ok_or_else(|| failed(format!("SIDEREAL_CUDA_WAIT: {given:?} is no number of seconds")))
-}
-
 /// Every buffer of an arena begins at a multiple of this.
 const ALIGN: usize = 256;
 
@@ -68,6 +60,15 @@ pub struct CudaDriver {
     after_kernel: bool,
     fault: Option<String>,
     context: Arc<Context>,
+}
+
+/// How long a synchronization waits.
+fn patience() -> Result<Duration> {
+    let Some(given) = std::env::var_os("SIDEREAL_CUDA_WAIT") else { return Ok(SYNCHRONIZE) };
+    let seconds = given.to_str().and_then(|seconds| seconds.parse().ok()).filter(|&seconds| seconds > 0);
+    seconds
+        .map(Duration::from_secs)
+        .ok_or_else(|| failed(format!("SIDEREAL_CUDA_WAIT: {given:?} is no number of seconds")))
 }
 
 struct Arena {

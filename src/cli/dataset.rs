@@ -21,6 +21,9 @@ use super::people::PeopleArgs;
 /// Samples rendered between two steps of the progress bar.
 const CHUNK: usize = 4096;
 
+/// What the demonstration learns last, `[instruct]` of `training/demo.toml`.
+const MIX: &str = "search=7,recommend=4,explain=3.2,profile=0.5,describe=1.5,find=0.4,type=0.05";
+
 /// Make training data.
 #[derive(Subcommand)]
 pub enum Dataset {
@@ -173,10 +176,8 @@ impl Render {
         let sampler = Sampler::new(&works, &histories, split, self.seed);
         let mix = match &self.mix {
             Some(mix) => mix.clone(),
-            None if histories.is_empty() => "search=7,explain=2.8,describe=1.5,find=0.4,type=0.05".parse()?,
-            None => {
-                "search=7,recommend=6.5,explain=2.8,profile=0.5,describe=1.5,find=0.4,type=0.05".parse()?
-            }
+            None if histories.is_empty() => MIX.parse::<Mix>()?.without_histories(),
+            None => MIX.parse()?,
         };
         let plan = sampler.plan(&mix, self.samples)?;
         let mut out = sink(self.out.as_deref())?;
@@ -252,4 +253,17 @@ fn sink(path: Option<&Path>) -> anyhow::Result<Box<dyn Write>> {
             Box::new(BufWriter::with_capacity(1 << 20, file))
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MIX;
+
+    #[test]
+    fn the_default_mix_is_that_of_the_demonstration() {
+        let settings = include_str!("../../training/demo.toml");
+        let (_, instruct) = settings.split_once("\n[instruct]").unwrap();
+        let mix = instruct.lines().find_map(|line| line.strip_prefix("mix = ")).unwrap();
+        assert_eq!(mix.trim_matches('"'), MIX);
+    }
 }

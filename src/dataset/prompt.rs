@@ -53,6 +53,11 @@ impl Task {
         }
     }
 
+    /// Whether it asks about what somebody took.
+    pub(super) fn needs_histories(self) -> bool {
+        matches!(self, Task::Recommend | Task::Profile)
+    }
+
     /// The task of a name.
     ///
     /// # Errors

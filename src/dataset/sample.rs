@@ -18,9 +18,7 @@ const LOWER_CASE: f64 = 0.25;
 /// Prompts that leave the type of their items open.
 const ANY_TYPE: f64 = 0.06;
 /// Histories of which only the target's type is shown.
-const ONE_TYPE: f64 = 0.3;
-/// Of half of the histories to learn from each item is shown with this probability: no two showings of one are alike.
-const KEPT: f64 = 0.7;
+const ONE_TYPE: f64 = 0.1;
 /// Answers of a query that several works answer.
 const ANSWERS: usize = 8;
 /// Explanations of a query instead of a history, and those of them that name two works.
@@ -138,6 +136,12 @@ impl FromStr for Mix {
 }
 
 impl Mix {
+    /// The tasks of it that need no histories.
+    pub fn without_histories(mut self) -> Mix {
+        self.0.retain(|(task, _)| !task.needs_histories());
+        self
+    }
+
     /// How many of `samples` each task gets; they sum up to `samples`.
     fn counts(&self, samples: usize) -> Vec<(Task, usize)> {
         let all: f64 = self.0.iter().map(|(_, weight)| weight).sum();
@@ -195,8 +199,7 @@ impl<'a> Sampler<'a> {
     /// If a task needs histories and there are none.
     pub fn plan(&self, mix: &Mix, samples: usize) -> Result<Vec<(Task, usize)>> {
         let counts = mix.counts(samples);
-        let needs = |task| matches!(task, Task::Recommend | Task::Profile);
-        if let Some((task, _)) = counts.iter().find(|(task, count)| *count > 0 && needs(*task))
+        if let Some((task, _)) = counts.iter().find(|(task, count)| *count > 0 && task.needs_histories())
             && self.histories.is_empty()
         {
             let message =
@@ -404,11 +407,17 @@ impl<'a> Sampler<'a> {
         Some((text, genre))
     }
 
-    /// A history cut before one of its items. Evaluation asks for the last.
+    /// A history cut before one of its items. Evaluation asks for the last; to learn from, as many are shown as there are, up to those that a prompt
+    /// shows: samples that are mostly short teach little of what lies far back. Recommendations after fewer items lie within them
+    /// ([`Sample::earlier`]); explanations and profiles of fewer are not learnt.
     fn cut(&self, task: Task, number: usize, random: &mut Random) -> Cut {
         let history = self.history(task, number);
         let at = match self.split {
-            Split::Train => 1 + random.below(history.len() - 1),
+            Split::Train => {
+                let last = history.len() - 1;
+                let first = last.min(SHOWN);
+                first + random.below(last - first + 1)
+            }
             Split::Test => history.len() - 1,
         };
         let (taken, next) = (history[..at].to_vec(), history[at]);
@@ -416,9 +425,6 @@ impl<'a> Sampler<'a> {
         let mut shown = taken.clone();
         if self.split == Split::Train && random.unit() < ONE_TYPE {
             shown.retain(|&place| self.works.all()[place].item_type == item_type);
-        }
-        if self.split == Split::Train && random.unit() < 0.5 {
-            shown.retain(|_| random.unit() < KEPT);
         }
         if shown.is_empty() {
             shown.push(taken[at - 1]);

@@ -179,6 +179,15 @@ fn the_steps_of_a_list_are_not_waited_for_and_repeated_shapes_are_replayed() {
         assert_eq!(replays, 4, "{name}");
         assert!(waits <= 2 + 4, "{name}: {waits} waits");
         assert!(launches == 0, "{name}: {launches} launches beside the graphs");
+        // A plan that does not fit moves the buffer that graphs read; they are freed.
+        assert_eq!(counts.forgotten.load(Ordering::Relaxed), 0, "{name}");
+        counts.purposes.lock().unwrap().clear();
+        let bias: HashMap<String, f32> = (0..400).map(|token| (token.to_string(), 0.5)).collect();
+        let biased =
+            json!({"prompt": "a", "output": "text", "max_tokens": 8, "ignore_eos": true, "logit_bias": bias});
+        all_at_once(&engine, &vec![request(biased); 40]);
+        assert!(counts.purposes.lock().unwrap().contains(&"plan"), "{name}");
+        assert!(counts.forgotten.load(Ordering::Relaxed) >= 4, "{name}");
     }
 }
 

@@ -203,6 +203,9 @@ pub trait Driver: Send {
     /// Enqueues a recording.
     fn replay(&mut self, graph: Graph) -> Result<()>;
 
+    /// Frees a recording. What was enqueued of it still runs; its number may come back as another's.
+    fn forget(&mut self, graph: Graph) -> Result<()>;
+
     /// Marks the present end of the stream.
     fn record(&mut self) -> Result<Event>;
 
@@ -258,6 +261,39 @@ impl dyn Driver + '_ {
         self.copy_out(&pinned, 0, from, bytes)?;
         self.synchronize()?;
         Ok(pinned.bytes().to_vec())
+    }
+}
+
+/// A driver's recordings by number. The number of one that was forgotten comes back as another's.
+pub(super) struct Recordings<G>(Vec<Option<G>>);
+
+impl<G> Recordings<G> {
+    pub fn new() -> Recordings<G> {
+        Recordings(Vec::new())
+    }
+
+    pub fn keep(&mut self, recording: G) -> Graph {
+        let at = self.0.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.0.push(None);
+            self.0.len() - 1
+        });
+        self.0[at] = Some(recording);
+        Graph(at as u32)
+    }
+
+    pub fn get(&self, graph: Graph) -> Result<&G> {
+        let recording = self.0.get(graph.0 as usize).and_then(Option::as_ref);
+        recording.ok_or_else(|| failed(format_args!("there is no graph {}", graph.0)))
+    }
+
+    pub fn take(&mut self, graph: Graph) -> Result<G> {
+        let recording = self.0.get_mut(graph.0 as usize).and_then(Option::take);
+        recording.ok_or_else(|| failed(format_args!("there is no graph {}", graph.0)))
+    }
+
+    #[cfg(feature = "cuda")]
+    pub fn iter(&self) -> impl Iterator<Item = &G> {
+        self.0.iter().flatten()
     }
 }
 

@@ -21,7 +21,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::driver::{
-    DevicePtr, Driver, Event, Graph, Kernel, Launch, Pinned, Properties, TensorMap, TensorMapSpec, failed,
+    DevicePtr, Driver, Event, Graph, Kernel, Launch, Pinned, Properties, Recordings, TensorMap,
+    TensorMapSpec, failed,
 };
 use crate::error::{Error, Result};
 use library::{HostError, HostLaunch, Library};
@@ -157,7 +158,7 @@ pub struct EmulatedDriver {
     pinned: PinnedPool,
     queue: VecDeque<Op>,
     capture: Option<Vec<Op>>,
-    graphs: Vec<Vec<Op>>,
+    graphs: Recordings<Vec<Op>>,
     /// When each event was reached.
     events: Vec<Option<Instant>>,
     error: Option<Error>,
@@ -191,7 +192,7 @@ impl EmulatedDriver {
             pinned: PinnedPool::default(),
             queue: VecDeque::new(),
             capture: None,
-            graphs: Vec::new(),
+            graphs: Recordings::new(),
             events: Vec::new(),
             error: None,
         })
@@ -462,17 +463,18 @@ impl Driver for EmulatedDriver {
         self.sound()?;
         let recorded =
             self.capture.take().ok_or_else(|| failed("the end of a capture that did not begin"))?;
-        self.graphs.push(recorded);
-        Ok(Graph(self.graphs.len() as u32 - 1))
+        Ok(self.graphs.keep(recorded))
     }
 
     fn replay(&mut self, graph: Graph) -> Result<()> {
         self.outside_capture("a replay")?;
-        let Some(recorded) = self.graphs.get(graph.0 as usize) else {
-            return Err(failed(format_args!("there is no graph {}", graph.0)));
-        };
-        self.queue.extend(recorded.iter().cloned());
+        self.queue.extend(self.graphs.get(graph)?.iter().cloned());
         Ok(())
+    }
+
+    fn forget(&mut self, graph: Graph) -> Result<()> {
+        self.outside_capture("the end of a graph")?;
+        self.graphs.take(graph).map(drop)
     }
 
     fn record(&mut self) -> Result<Event> {

@@ -8,19 +8,23 @@ use crate::error::Result;
 
 /// Steps of one shape that are enqueued one launch at a time before a graph is made of them.
 const SIGHTS: u32 = 2;
-/// Shapes remembered at most. Where no more fit, those that were only seen make room; where all are graphs, new shapes are enqueued launch
-/// by launch.
+/// Graphs at most; the one that has not been used for longest makes room.
 const MOST: usize = 256;
-
-enum Entry {
-    Seen(u32),
-    Recorded(Graph),
-}
+/// Shapes without a graph that are remembered at most; where no more fit, all are forgotten. What comes once, such as prompts of odd lengths, does
+/// not keep out what comes all the time.
+const MOST_SEEN: usize = 256;
 
 /// The graphs of a device.
 #[derive(Default)]
 pub(super) struct Graphs {
-    entries: HashMap<StepShape, Entry>,
+    /// Graphs, and the step that used each last.
+    recorded: HashMap<StepShape, (Graph, u64)>,
+    /// How often shapes without a graph have come.
+    seen: HashMap<StepShape, u32>,
+    /// Steps so far.
+    steps: u64,
+    /// Graphs that nobody will ask for any more.
+    dropped: Vec<Graph>,
 }
 
 /// How a step is to be enqueued.
@@ -36,43 +40,49 @@ pub(super) enum Way {
 impl Graphs {
     /// How a step of this shape is to be enqueued.
     pub fn way(&mut self, shape: &StepShape) -> Way {
-        match self.entries.get_mut(shape) {
-            Some(Entry::Recorded(graph)) => Way::Replay(*graph),
-            Some(Entry::Seen(sights)) if *sights + 1 >= SIGHTS => Way::Record,
-            Some(Entry::Seen(sights)) => {
-                *sights += 1;
-                Way::Launch
-            }
-            None => {
-                self.meet(shape);
-                Way::Launch
-            }
+        self.steps += 1;
+        if let Some((graph, used)) = self.recorded.get_mut(shape) {
+            *used = self.steps;
+            return Way::Replay(*graph);
         }
+        if let Some(sights) = self.seen.get_mut(shape) {
+            *sights += 1;
+            return if *sights >= SIGHTS { Way::Record } else { Way::Launch };
+        }
+        if self.seen.len() >= MOST_SEEN {
+            self.seen.clear();
+        }
+        self.seen.insert(shape.clone(), 1);
+        Way::Launch
     }
 
-    /// Remembers a new shape.
-    fn meet(&mut self, shape: &StepShape) {
-        if self.entries.len() >= MOST {
-            // What comes once, such as prompts of odd lengths, would otherwise keep out what comes all the time.
-            self.entries.retain(|_, entry| matches!(entry, Entry::Recorded(_)));
+    /// Keeps the recording of a shape.
+    pub fn keep(&mut self, shape: &StepShape, graph: Graph) {
+        self.seen.remove(shape);
+        let oldest = self.recorded.iter().min_by_key(|(_, (_, used))| *used);
+        if self.recorded.len() >= MOST
+            && let Some(oldest) = oldest.map(|(shape, _)| shape.clone())
+        {
+            self.dropped.extend(self.recorded.remove(&oldest).map(|(graph, _)| graph));
         }
-        if self.entries.len() < MOST {
-            self.entries.insert(shape.clone(), Entry::Seen(1));
-        }
-    }
-
-    /// Keeps the recording of a shape and enqueues it.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn keep(&mut self, driver: &mut dyn Driver, shape: &StepShape, graph: Graph) -> Result<()> {
-        self.entries.insert(shape.clone(), Entry::Recorded(graph));
-        driver.replay(graph)
+        self.recorded.insert(shape.clone(), (graph, self.steps));
     }
 
     /// Forgets everything: an address that graphs have frozen has changed.
     pub fn clear(&mut self) {
-        self.entries.clear();
+        self.seen.clear();
+        self.dropped.extend(self.recorded.drain().map(|(_, (graph, _))| graph));
+    }
+
+    /// Frees what was dropped.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn free_dropped(&mut self, driver: &mut dyn Driver) -> Result<()> {
+        while let Some(graph) = self.dropped.pop() {
+            driver.forget(graph)?;
+        }
+        Ok(())
     }
 }
 
@@ -86,7 +96,7 @@ mod tests {
         match graphs.way(&shape) {
             Way::Launch => None,
             Way::Record => {
-                graphs.entries.insert(shape, Entry::Recorded(Graph(rows as u32)));
+                graphs.keep(&shape, Graph(rows as u32));
                 None
             }
             Way::Replay(graph) => Some(graph),
@@ -101,7 +111,7 @@ mod tests {
         }
         for once in 0..10 * MOST {
             assert_eq!(step(&mut graphs, 1000 + once), None);
-            assert!(graphs.entries.len() <= MOST);
+            assert!(graphs.seen.len() <= MOST_SEEN);
         }
         for _ in 0..SIGHTS {
             assert_eq!(step(&mut graphs, 2), None);
@@ -113,14 +123,26 @@ mod tests {
     }
 
     #[test]
-    fn graphs_make_no_room() {
+    fn the_graph_that_was_not_used_for_longest_makes_room() {
         let mut graphs = Graphs::default();
         for rows in 0..MOST {
             (0..SIGHTS).for_each(|_| assert_eq!(step(&mut graphs, rows), None));
         }
-        for _ in 0..3 {
-            assert_eq!(step(&mut graphs, MOST), None);
+        // What comes once makes nothing go.
+        for once in 0..2 * MOST_SEEN {
+            assert_eq!(step(&mut graphs, 1000 + once), None);
         }
-        assert!((0..MOST).all(|rows| step(&mut graphs, rows) == Some(Graph(rows as u32))));
+        assert!(graphs.dropped.is_empty());
+        // Two that take turns become graphs, in the places of the two that waited for longest.
+        assert_eq!(step(&mut graphs, 0), Some(Graph(0)));
+        for _ in 0..SIGHTS {
+            assert_eq!((step(&mut graphs, MOST), step(&mut graphs, MOST + 1)), (None, None));
+        }
+        assert_eq!(graphs.dropped, [Graph(1), Graph(2)]);
+        for rows in (0..MOST + 2).filter(|rows| ![1, 2].contains(rows)) {
+            assert_eq!(step(&mut graphs, rows), Some(Graph(rows as u32)));
+        }
+        graphs.clear();
+        assert_eq!(graphs.dropped.len(), 2 + MOST);
     }
 }

@@ -216,6 +216,7 @@ impl CudaDevice {
         self.outcome.text = plan.text.len();
         self.outcome.sids.clear();
         self.outcome.sids.extend(plan.sids.iter().map(|step| (step.search, step.level)));
+        self.graphs.free_dropped(&mut *self.driver)?;
         Ok(())
     }
 
@@ -419,8 +420,12 @@ impl Device for CudaDevice {
                     self.driver.begin_capture()?;
                     let enqueued = self.enqueue_whole(&shape);
                     let graph = self.driver.end_capture()?;
-                    enqueued?;
-                    self.graphs.keep(&mut *self.driver, &shape, graph)?;
+                    if let Err(error) = enqueued {
+                        self.driver.forget(graph)?;
+                        return Err(error);
+                    }
+                    self.graphs.keep(&shape, graph);
+                    self.driver.replay(graph)?;
                 }
             }
         }

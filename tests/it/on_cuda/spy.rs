@@ -15,6 +15,8 @@ pub struct Counts {
     pub launches: AtomicUsize,
     /// Graphs replayed.
     pub replays: AtomicUsize,
+    /// Graphs freed.
+    pub forgotten: AtomicUsize,
     /// Times that the host waited for the device.
     pub waits: AtomicUsize,
     /// Waits from which on every call fails; 0: never.
@@ -98,6 +100,10 @@ impl Driver for Spy {
     fn replay(&mut self, graph: Graph) -> Result<()> {
         self.count(|counts| &counts.replays)?;
         self.inner.replay(graph)
+    }
+    fn forget(&mut self, graph: Graph) -> Result<()> {
+        self.count(|counts| &counts.forgotten)?;
+        self.inner.forget(graph)
     }
     fn record(&mut self) -> Result<Event> {
         self.inner.record()

@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys::{self, CUresult};
 
 use super::driver::{
-    DevicePtr, Driver, Event, Graph, Kernel, Launch, Pinned, Properties, TensorMap, TensorMapSpec, failed,
+    DevicePtr, Driver, Event, Graph, Kernel, Launch, Pinned, Properties, Recordings, TensorMap,
+    TensorMapSpec, failed,
 };
 use crate::error::{Error, Result};
 
@@ -48,7 +49,7 @@ pub struct CudaDriver {
     /// Ring: event n is at n % [`EVENTS`].
     events: Vec<sys::CUevent>,
     next_event: u64,
-    graphs: Vec<sys::CUgraphExec>,
+    graphs: Recordings<sys::CUgraphExec>,
     capturing: bool,
     separate: bool,
     /// How long [`Driver::synchronize`] waits.
@@ -108,7 +109,7 @@ impl CudaDriver {
             arenas: HashMap::new(),
             events: Vec::new(),
             next_event: 0,
-            graphs: Vec::new(),
+            graphs: Recordings::new(),
             capturing: false,
             patience,
             separate: std::env::var_os("SIDEREAL_CUDA_SEPARATE").is_some_and(|on| on == "1"),
@@ -478,20 +479,25 @@ impl Driver for CudaDriver {
         let code = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
         self.done("cuStreamEndCapture", code)?;
         let ready = self.instantiate(graph)?;
-        self.graphs.push(ready);
-        Ok(Graph(self.graphs.len() as u32 - 1))
+        Ok(self.graphs.keep(ready))
     }
 
     fn replay(&mut self, graph: Graph) -> Result<()> {
         self.enter_outside_capture("a replay")?;
-        let Some(&ready) = self.graphs.get(graph.0 as usize) else {
-            return Err(failed(format!("there is no graph {}", graph.0)));
-        };
+        let ready = *self.graphs.get(graph)?;
         // SAFETY: an instantiated graph of this context.
         let code = unsafe { sys::cuGraphLaunch(ready, self.stream) };
         self.last = Last::Graph(graph);
         self.after_kernel = false;
         self.done("cuGraphLaunch", code)
+    }
+
+    fn forget(&mut self, graph: Graph) -> Result<()> {
+        self.enter_outside_capture("the end of a graph")?;
+        let ready = self.graphs.take(graph)?;
+        // SAFETY: an instantiated graph of this context, which nobody can name any more; what is under way of it is left to end.
+        let code = unsafe { sys::cuGraphExecDestroy(ready) };
+        self.done("cuGraphExecDestroy", code)
     }
 
     fn record(&mut self) -> Result<Event> {
@@ -568,7 +574,7 @@ impl Drop for CudaDriver {
         // SAFETY: the stream is idle or its context is lost; every handle is live and leaves with the value. Errors have nobody to be
         // told to.
         unsafe {
-            for &graph in &self.graphs {
+            for &graph in self.graphs.iter() {
                 let _ = sys::cuGraphExecDestroy(graph);
             }
             for &event in &self.events {

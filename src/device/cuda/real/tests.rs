@@ -172,6 +172,10 @@ fn launches(driver: &mut CudaDriver) {
     let graph = driver.end_capture().unwrap();
     driver.replay(graph).unwrap();
     assert!(driver.replay(Graph(1)).is_err());
+    driver.forget(graph).unwrap();
+    assert!(driver.replay(graph).is_err() && driver.forget(graph).is_err());
+    driver.begin_capture().unwrap();
+    assert_eq!(driver.end_capture().unwrap(), graph);
     assert!(driver.end_capture().is_err());
 }
 

@@ -5,11 +5,15 @@
 //! in a graph, so that the host has no part in the time; operands are random and rotate through more memory than the level-2 cache has. (A SID step
 //! changes what it works on and is launched once, behind a fill that keeps the device busy meanwhile.)
 //!
-//! `cargo bench --features cuda --bench kernels -- [BEGIN]` measures what has an id that begins so: `sid_step`, `embed`, `sample`, `product` or `attention/decode`. Without a GPU it says so and fails.
+//! `cargo bench --features cuda --bench kernels -- [BEGIN]` measures what has an id that begins so: `boundary`, `sid_step`, `head`, `embed`, `sample`, `product` or
+//! `attention/decode`. Without a GPU it says so and fails.
 
 #[cfg(feature = "cuda")]
 #[path = "kernels/attention.rs"]
 mod attention;
+#[cfg(feature = "cuda")]
+#[path = "kernels/boundary.rs"]
+mod boundary;
 #[cfg(feature = "cuda")]
 #[path = "kernels/gpu.rs"]
 mod gpu;
@@ -43,6 +47,7 @@ fn main() {
         .measurement_time(brief(1.0))
         .sample_size(20)
         .configure_from_args();
+    boundary::benches(&mut criterion, &mut gpu);
     sid::benches(&mut criterion, &mut gpu);
     text::benches(&mut criterion, &mut gpu);
     products::benches(&mut criterion, &mut gpu);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tests and measures on a machine with a GPU what gpu/bundle built; nothing else is needed there but NVIDIA's driver, and
-# compute-sanitizer and ncu for the phases that use them. Run it from the tree that the bundle was built from.
+# python3, compute-sanitizer and ncu for the phases that use them. Run it from the tree that the bundle was built from.
 #
 #     target/gpu/run.sh [--limit SECONDS] [PHASE ...]
 #
@@ -10,6 +10,7 @@
 #   bench       kernels, each with its share of the limit
 #   request     whole requests of the 1.7B shape: context 1000 and 5000, width 256, 3 codes, in batches; 2,465 tokens, width 50, 4 codes
 #   decode      prefill and decoding at the shapes of Qwen3 0.6B, 1.7B, 8B and Llama 1B
+#   start       from the start of the server to ready, and to the first token, with a model of 1.7B in the page cache
 #   peers       PyTorch (and transformers, where it is installed) at the same shapes: benches/peers/gpu.py
 #   profile     one launch of each kernel that matters, as ncu sees it
 #   memcheck, racecheck, initcheck, synccheck
@@ -20,8 +21,8 @@
 # hour of a borrowed machine, ten minutes a call, what tells most first:
 #
 #     target/gpu/run.sh doctor tests model
-#     BENCH="product attention sid_step/32xw64/v8192x3 sample" target/gpu/run.sh bench
-#     target/gpu/run.sh request decode
+#     BENCH="boundary product attention sid_step/32xw64/v8192x3 head/32xw64/v8192x3/uniform sample" target/gpu/run.sh bench
+#     target/gpu/run.sh request decode start
 #     target/gpu/run.sh peers profile
 #     target/gpu/run.sh memcheck racecheck
 #
@@ -40,13 +41,13 @@ while [ $# -gt 0 ]; do
         --limit) limit="$2"; shift 2 ;;
         --sources) sources; exit ;;
         -h | --help) sed -n '2,/^set /p' "$here/run.sh" | sed '$d; s/^# \{0,1\}//'; exit ;;
-        doctor | tests | model | bench | request | decode | peers | profile | memcheck | racecheck | initcheck | synccheck) phases+=("$1"); shift ;;
+        doctor | tests | model | bench | request | decode | start | peers | profile | memcheck | racecheck | initcheck | synccheck) phases+=("$1"); shift ;;
         *) echo "no phase $1; see --help" >&2; exit 2 ;;
     esac
 done
 cd "$here/../.." || exit 1
 if [ "${#phases[@]}" -eq 0 ]; then
-    phases=(doctor tests model bench request decode peers profile memcheck racecheck initcheck synccheck)
+    phases=(doctor tests model bench request decode start peers profile memcheck racecheck initcheck synccheck)
 fi
 if [ "$(sources)" != "$(cat "$here/sources")" ]; then
     echo "error: the bundle was built from other sources; run gpu/bundle again" >&2
@@ -120,7 +121,7 @@ run_bench() {
     local bench family code=0
     for bench in "$here"/bench-*; do
         [ -e "$bench" ] || { echo "no bench came along" | say; return 1; }
-        for family in ${BENCH:-product attention sample embed sid_step}; do
+        for family in ${BENCH:-boundary product attention sample embed sid_step head/32xw64/v8192x3/uniform}; do
             within "$bench" --bench "$family" || code=1
         done
     done
@@ -153,6 +154,7 @@ run_decode() {
     bench_model qwen3-8b --prompt 1024 --context 1024 --decode 32 --beam-width 0 --batch 256 --repeat 1 || code=1
     return "$code"
 }
+run_start() { tool python3 >/dev/null && within python3 benches/start.py --sidereal "$here/sidereal" --shape 1.7b --device cuda; }
 run_peers() {
     python3 -c 'import torch; assert torch.cuda.is_available()' || { echo "skipped: no PyTorch that sees the GPU" | say; return; }
     local peers code=0
@@ -216,7 +218,7 @@ figures() {
 measured() {
     case "$1" in
         bench) printf '\n## bench\n\n| id | median | rate |\n|---|---:|---:|\n'; figures; echo; grep -E 'of (the )?(limit|read|matrix)' "$log" | sed 's/^/    /' ;;
-        doctor | request | decode | peers) printf '\n## %s\n\n' "$1"; sed 's/^/    /' "$log" | head -n 200 ;;
+        doctor | request | decode | start | peers) printf '\n## %s\n\n' "$1"; sed 's/^/    /' "$log" | head -n 200 ;;
     esac
 }
 

@@ -1,11 +1,12 @@
-// y [n] = x [n] * scale + offset, rounded once per operation: the smallest kernel there is. The driver's tests launch it, and
-// `doctor` does to see that a device runs kernels at all.
+// y [n] = x [n] * scale + offset, rounded once per operation: the smallest kernel there is. The driver's tests launch it,
+// `doctor` does to see that a device runs kernels at all, and a chain of them in a graph is what a kernel boundary costs.
 #include "args.cuh"
 #include "device.cuh"
 
 namespace {
 
 __device__ void probe_body(const ProbeArgs& a) {
+  dev::dependency_trigger();
   dev::dependency_wait();
   const float* const x = reinterpret_cast<const float*>(a.x);
   float* const y = reinterpret_cast<float*>(a.y);

@@ -107,12 +107,7 @@ impl Gpu {
         let graph = driver.end_capture().expect("a graph");
         let mut best = f64::INFINITY;
         let mut group = c.benchmark_group(name.0);
-        group.throughput(
-            match work.operations / self.ceilings.matrix > work.bytes as f64 / self.ceilings.read {
-                true => Throughput::Elements(work.operations as u64),
-                false => Throughput::Bytes(work.bytes as u64),
-            },
-        );
+        group.throughput(throughput(&work, &self.ceilings));
         group.bench_function(BenchmarkId::from_parameter(name.1), |b| {
             b.iter_custom(|iterations| {
                 let replays = iterations.div_ceil(launches as u64);
@@ -127,6 +122,7 @@ impl Gpu {
             });
         });
         group.finish();
+        driver.forget(graph).expect("freed");
         self.share(name, &work, best);
     }
 
@@ -140,14 +136,14 @@ impl Gpu {
         state: &mut S,
         (prepare, enqueue): (
             impl Fn(&mut S, &mut dyn Driver),
-            impl Fn(&S, &mut dyn Driver, usize) -> Result<()>,
+            impl Fn(&mut S, &mut dyn Driver, usize) -> Result<()>,
         ),
     ) {
         let (driver, bytes) = (&mut *self.driver, self.stall);
         let stall = driver.allocate("bench", &[bytes]).expect("memory to fill")[0];
         let mut best = f64::INFINITY;
         let mut group = c.benchmark_group(name.0);
-        group.throughput(Throughput::Bytes(work.bytes as u64)).warm_up_time(Duration::from_millis(1));
+        group.throughput(throughput(&work, &self.ceilings)).warm_up_time(Duration::from_millis(1));
         group.measurement_time(Duration::from_millis(1)).sample_size(10);
         group.bench_function(BenchmarkId::from_parameter(name.1), |b| {
             b.iter_custom(|iterations| {
@@ -173,6 +169,14 @@ impl Gpu {
             let limit = (work.bytes as f64 / self.ceilings.read).max(work.operations / self.ceilings.matrix);
             println!("{}/{}: {:.2} us, {:.2} of the limit", name.0, name.1, best * 1e6, limit / best);
         }
+    }
+}
+
+/// What the limit of the work counts: operations or bytes.
+fn throughput(work: &Work, ceilings: &Ceilings) -> Throughput {
+    match work.operations / ceilings.matrix > work.bytes as f64 / ceilings.read {
+        true => Throughput::Elements(work.operations as u64),
+        false => Throughput::Bytes(work.bytes as u64),
     }
 }
 

@@ -3,16 +3,22 @@
 //! `sid_step/32xw64/v8192x3/zipf1.0/level1`: 32 searches of width 64 choose the second of three codes out of 8,192, on a catalog of ten million items whose
 //! codes follow Zipf's law. Beams of the first level are drawn like ancestors of random items, later ones are those that the search reaches with random
 //! logits. The limit is that of reading the logits and, at the second level, the children's codes. `SID_STEP_ITEMS` makes the catalogs smaller.
+//!
+//! `head/32xw64/v8192x3/uniform/step`: the second step with the product before it that makes its logits, `[2048, 2048]` by the codebook's `[8192, 2048]`;
+//! `…/product` is that product alone, and the difference what gathering rows and choosing add to it. The limit of both is the product's, its float32 logits
+//! written.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use criterion::Criterion;
 use sidereal::catalog::synthetic::{self, Skew};
 use sidereal::catalog::{Catalog, Layout, LayoutSpec, Mask, TypeSpec};
-use sidereal::device::cuda::args::StepCounts;
+use sidereal::device::cuda::args::{RowGroup, StepCounts};
 use sidereal::device::cuda::driver::{DevicePtr, Driver};
+use sidereal::device::cuda::products::{Activations, Epilogue, Matrix, Product, Products};
 use sidereal::device::cuda::sid::{SidInputs, SidLimits, SidSearches};
-use sidereal::device::ops::{Normalizer, Plan, SearchSpec, Segment, SegmentKind, SidStep};
+use sidereal::device::ops::{DType, Normalizer, Plan, SearchSpec, Segment, SegmentKind, SidStep};
 use sidereal::ids::{SearchId, TokenId, TypeId};
 
 use crate::gpu::{Gpu, Work, noise};
@@ -29,28 +35,29 @@ pub fn benches(c: &mut Criterion, gpu: &mut Gpu) {
         for (skew_name, skew) in skews {
             let shapes = [(32, 64), (1, 256), (4, 256), (2, 70)].map(|(searches, width)| {
                 let begin = format!("{searches}xw{width}/{shape}/{skew_name}");
-                (gpu.wanted(&format!("sid_step/{begin}")), searches, width, begin)
+                let (steps, head) = (format!("sid_step/{begin}"), format!("head/{begin}"));
+                ((gpu.wanted(&steps), gpu.wanted(&head)), searches, width, begin)
             });
-            if shapes.iter().all(|(wanted, ..)| !wanted) {
+            if shapes.iter().all(|(wanted, ..)| *wanted == (false, false)) {
                 continue;
             }
             let token = "<s_{level}_{code}>".to_owned();
             let spec = TypeSpec { name: "item".to_owned(), levels: levels.clone(), token };
             let catalog = synthetic::catalog(std::slice::from_ref(&spec), items, skew, 7);
             let catalog = Arc::new(catalog.expect("the space is large enough"));
-            for (_, searches, width, begin) in shapes.into_iter().filter(|(wanted, ..)| *wanted) {
+            for ((steps, head), searches, width, begin) in shapes {
+                if !steps && !head {
+                    continue;
+                }
                 let mut rig = Rig::new(gpu, &spec, &catalog, (searches, width));
                 println!("sid_step/{begin}/level1: {} children", rig.children);
-                // All steps of the shape whose whole search has a limit.
-                let last = if (searches, width) == (2, 70) { levels.len() } else { 3 };
-                for level in 0..last {
-                    let id = format!("{begin}/level{level}");
-                    rig.check(&mut *gpu.driver, level);
-                    let work = rig.work(level);
-                    let prepare = |rig: &mut Rig, driver: &mut dyn Driver| rig.prepare(driver, level);
-                    let enqueue =
-                        |rig: &Rig, driver: &mut dyn Driver, set: usize| rig.enqueue(driver, set, level);
-                    gpu.bench_rounds(c, ("sid_step", &id), (work, SETS), &mut rig, (prepare, enqueue));
+                if steps {
+                    // All steps of the shape whose whole search has a limit.
+                    let last = if (searches, width) == (2, 70) { levels.len() } else { 3 };
+                    (0..last).for_each(|level| rig.bench(c, gpu, &begin, level));
+                }
+                if head {
+                    rig.bench_head(c, gpu, &begin);
                 }
                 rig.free(gpu);
             }
@@ -117,6 +124,41 @@ impl Rig {
         let mask = Arc::new(Mask::all(catalog.index(TypeId(0))));
         let catalog = catalog.clone();
         Rig { catalog, mask, steps, searches, width, inputs, first, logits, logits_len, children }
+    }
+
+    fn bench(&mut self, c: &mut Criterion, gpu: &mut Gpu, begin: &str, level: usize) {
+        self.check(&mut *gpu.driver, level);
+        let work = self.work(level);
+        let prepare = |rig: &mut Rig, driver: &mut dyn Driver| rig.prepare(driver, level);
+        let enqueue = |rig: &mut Rig, driver: &mut dyn Driver, set: usize| rig.enqueue(driver, set, level);
+        gpu.bench_rounds(
+            c,
+            ("sid_step", &format!("{begin}/level{level}")),
+            (work, SETS),
+            self,
+            (prepare, enqueue),
+        );
+    }
+
+    /// The second level's codebook, alone and with its step behind it.
+    fn bench_head(&mut self, c: &mut Criterion, gpu: &mut Gpu, begin: &str) {
+        let rows = self.searches * self.width;
+        let codes = self.catalog.index(TypeId(0)).codebook(1);
+        let head = RefCell::new(Head::new(gpu, rows, codes));
+        let work = Work {
+            bytes: 2 * HIDDEN * (codes + rows) + 4 * rows * codes,
+            operations: 2.0 * (rows * codes * HIDDEN) as f64,
+        };
+        for (what, steps) in [("product", false), ("step", true)] {
+            let prepare = |rig: &mut Rig, driver: &mut dyn Driver| rig.prepare(driver, 1);
+            let enqueue = |rig: &mut Rig, driver: &mut dyn Driver, set: usize| {
+                head.borrow_mut().enqueue(driver, rig.inputs[set].logits, set)?;
+                if steps { rig.enqueue(driver, set, 1) } else { Ok(()) }
+            };
+            gpu.bench_rounds(c, ("head", &format!("{begin}/{what}")), (work, SETS), self, (prepare, enqueue));
+        }
+        self.check(&mut *gpu.driver, 1);
+        head.into_inner().free(gpu);
     }
 
     fn rows(&self, level: usize) -> usize {
@@ -216,6 +258,58 @@ impl Rig {
     fn free(self, gpu: &mut Gpu) {
         let inputs = self.inputs.iter().map(|inputs| inputs.counts);
         let all = self.logits.iter().copied().chain([self.first]).chain(inputs);
+        all.for_each(|at| gpu.driver.free(at).expect("freed"));
+    }
+}
+
+/// The hidden size of a decoder of 1.7B.
+const HIDDEN: usize = 2048;
+
+/// The product that makes the logits of a codebook.
+struct Head {
+    products: Products,
+    x: Activations,
+    /// More of them than the level-2 cache holds.
+    w: Vec<Matrix>,
+    group: DevicePtr,
+    rows: usize,
+}
+
+impl Head {
+    fn new(gpu: &mut Gpu, rows: usize, codes: usize) -> Head {
+        let products = Products::new(&mut *gpu.driver, DType::Bf16, 8, 8, false).expect("kernels");
+        // Logits spread like those of the steps without it.
+        let scale = 4.0 * 3.0 / (HIDDEN as f32).sqrt();
+        let x: Vec<half::bf16> = noise(1, rows * HIDDEN).map(|x| half::bf16::from_f32(scale * x)).collect();
+        let x = gpu.upload(&x);
+        let x = products.activations(&mut *gpu.driver, x, rows, HIDDEN).expect("activations");
+        let w = (0..gpu.sets(2 * HIDDEN * codes)).map(|_| {
+            let at = gpu.random(2 * HIDDEN * codes);
+            products.matrix(&mut *gpu.driver, at, codes, HIDDEN).expect("a matrix")
+        });
+        let w = w.collect();
+        Head { products, x, w, group: gpu.upload(&[RowGroup { first: 0, rows: rows as u32, out: 0 }]), rows }
+    }
+
+    fn enqueue(&mut self, driver: &mut dyn Driver, logits: DevicePtr, set: usize) -> sidereal::Result<()> {
+        let w = &self.w[set % self.w.len()];
+        let product = Product {
+            x: &self.x,
+            norm: None,
+            w,
+            bias: None,
+            epilogue: Epilogue::Float,
+            out: logits,
+            ld_out: w.n(),
+            group: self.group,
+            bucket: self.rows,
+            max_out: self.rows,
+        };
+        self.products.enqueue(driver, &product)
+    }
+
+    fn free(self, gpu: &mut Gpu) {
+        let all = self.w.iter().map(Matrix::ptr).chain([self.x.ptr(), self.group]);
         all.for_each(|at| gpu.driver.free(at).expect("freed"));
     }
 }

@@ -5,7 +5,7 @@
     python benches/peers/gpu.py --device cpu --tiny  shows that it runs; no figure means anything
 
 Parts: `products` (cuBLASLt behind torch.matmul), `attention` (scaled_dot_product_attention, contiguous keys), `sid` (log-softmax, mask from the
-trie, top-k: what published methods do for one step of constrained beam search, eager and compiled), `request` (transformers' constrained beam
+trie, top-k: what published methods do for one step of constrained beam search, eager and compiled; and compiled without the mask), `request` (transformers' constrained beam
 search, host included; left out where transformers is not installed). Operands are random and rotate through more memory than the level-2 cache
 holds; a figure is the median of rounds, each of which replays a graph of many launches between two events, so that the host has no part in it. Pins: torch 2.x, transformers 5.23.0.
 """
@@ -139,6 +139,9 @@ def sid(clock: Clock, tiny: bool) -> None:
             widest = int((trie.begin[1:] - trie.begin[:-1]).max())
             steps = torch.arange(widest, device=clock.device)
 
+            def free(logits):
+                return (scores + logits.log_softmax(-1)).view(searches, width * codes).topk(width)
+
             def step(logits, nodes):
                 begin, end = trie.begin[nodes, None], trie.begin[nodes + 1, None]
                 at = begin + steps
@@ -150,8 +153,10 @@ def sid(clock: Clock, tiny: bool) -> None:
             name = f"sid_step/{searches}xw{width}/v{codes}x{3 if codes == 8192 else 8}/{skew_name}/level1"
             clock.row(f"{name}/eager", sets, lambda i: step(logits[i], nodes[i]))
             torch._dynamo.reset()  # one code object, many shapes: else it gives up compiling after eight
-            compiled = torch.compile(step, dynamic=False)
+            compiled, compiled_free = torch.compile(step, dynamic=False), torch.compile(free, dynamic=False)
             clock.row(f"{name}/compiled", sets, lambda i: compiled(logits[i], nodes[i]))
+            if skew_name == "uniform":
+                clock.row(f"{name}/compiled, unconstrained", sets, lambda i: compiled_free(logits[i]))
 
 
 def request(clock: Clock, tiny: bool) -> None:

@@ -25,7 +25,7 @@ HEADER = """# What every kernel takes on sm_90a, as ptxas counts: registers of a
 # thread. Spills are always an error. Checked by .ci/budgets.py; written by .ci/budgets.py --update.
 """
 # What ptxas says when it cannot do what a kernel relies on: registers not handed over, matrix instructions waited for one by one.
-WARNINGS = re.compile(r"setmaxnreg|wgmma\.mma_async instructions are serialized|warpgroup\.arrive is injected|Potential Performance Loss", re.I)
+WARNINGS = re.compile(r"setmaxnreg|wgmma\.mma_async instructions are serialized|warpgroup\.(arrive|wait) is injected|Potential Performance Loss", re.I)
 
 
 class Use(typing.NamedTuple):

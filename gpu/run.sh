@@ -167,7 +167,7 @@ run_peers() {
 run_profile() {
     local ncu pair kernel bench code=0
     ncu="$(tool ncu)" || return 1
-    for pair in ${PROFILE:-skinny=product/1x12288x2048 gemm_hopper=product/2048x12288x2048 attention_narrow=attention/decode attention_wide=attention/prefill sid_score=sid_step/32xw64/v8192x3/uniform sid_select=sid_step/32xw64/v8192x3/uniform}; do
+    for pair in ${PROFILE:-skinny=product/1x12288x2048 gemm_hopper=product/2048x12288x2048 attention_narrow=attention/decode attention_hopper=attention/prefill/1x4096 attention_wide=attention/prefill/reproducible/1x4096 sid_score=sid_step/32xw64/v8192x3/uniform sid_select=sid_step/32xw64/v8192x3/uniform}; do
         kernel="${pair%%=*}" bench="${pair#*=}"
         # A bench measures the ceilings first, with kernels of other names; one launch is enough.
         within "$ncu" --clock-control none --set full --kernel-name "regex:$kernel" --launch-skip 4 --launch-count 1 --export "$out/$kernel" --force-overwrite \

@@ -35,7 +35,7 @@ struct StepCounts {
     uint32_t rows;
     uint32_t segments;
     uint32_t narrow_items;   // attention tiles of 16 packed queries
-    uint32_t wide_items;     // attention tiles of 64 packed queries
+    uint32_t wide_items;     // attention tiles of 64 or 128 packed queries
     uint32_t text_rows;
     uint32_t sid_steps;
     uint32_t candidates;     // rows offered to the codebook products
@@ -258,6 +258,15 @@ struct AttentionArgs {
     uint32_t reserved[2];
 };
 ARGS_SIZE(AttentionArgs, 144);
+
+// kernels/attention_hopper.cu: keys and values as [cache_blocks * kv_heads * BLOCK_TOKENS, head_dim], boxes of BLOCK_TOKENS rows.
+struct alignas(64) AttentionBulkArgs {
+    TensorMap k;
+    TensorMap v;
+    AttentionArgs attention;
+    uint32_t reserved[12];
+};
+static_assert(sizeof(AttentionBulkArgs) == 448 && alignof(AttentionBulkArgs) == 64, "src/device/cuda/attention.rs mirrors AttentionBulkArgs");
 
 // ------------------------------------------------------------------------------------------------------------- sampling
 

@@ -13,15 +13,13 @@
 //   nanosecond that are its share of 4.3 TB/s need about 32 KB at a microsecond. 128 mma per warp and round, a fifth of the time of its bytes.
 // wide (64 queries: prefill, beams). Bound by mma: the warps take 16 queries each and share the keys, two stages of a group (64 KB) and
 //   one barrier per group; only a chunk's end goes through shared memory (34 KB). Groups that no query of a warp sees cost it the copies alone.
-#include "attention.cuh"
+#include "attention_tile.cuh"
 
 namespace {
 
 constexpr uint32_t WARPS = 4;
 constexpr uint32_t THREADS = 32 * WARPS;
-constexpr uint32_t LINES = 16;                              // packed queries of a warp
-constexpr uint32_t PIECES = GROUP_KEYS / BLOCK_TOKENS;      // cache blocks of a group
-constexpr uint32_t PIECE_KEYS = BLOCK_TOKENS;
+constexpr uint32_t PIECES = GROUP_KEYS / PIECE_KEYS;   // of a group
 
 template <int HD>
 struct Shape {
@@ -31,58 +29,6 @@ struct Shape {
     static constexpr uint32_t PIECE = PIECE_KEYS * HD;             // elements
     static constexpr uint32_t STRIDE = HD + 8;                     // floats of a line in shared memory: eight banks further per line
 };
-
-// A tile, with every bound checked: its lines are rows of the batch, its keys have entries in the block table.
-struct Tile {
-    const SegmentInfo* segment;
-    uint32_t kv_head;
-    uint32_t packed;           // first packed query
-    uint32_t lines;            // packed queries that exist
-    uint32_t keys;             // keys that the table can hold
-    uint32_t begin, end;       // keys that any line sees
-    uint32_t split;
-};
-
-template <uint32_t M>
-DEVICE_INLINE bool tile_of(const AttentionArgs& a, uint32_t unit, Tile& t) {
-    const AttentionItem item = a.items[unit / a.kv_heads];
-    if (item.segment >= min(a.counts->segments, a.max_segments)) return false;
-    const SegmentInfo& s = a.segments[item.segment];
-    const uint32_t group = a.heads / a.kv_heads;
-    const uint32_t count = live_rows(s, a.max_rows) * group;
-    if (item.packed >= count) return false;
-    t.segment = &s;
-    t.kv_head = unit % a.kv_heads;
-    t.packed = item.packed;
-    t.lines = min(M, count - item.packed);
-    t.keys = table_keys(s.table, s.table_blocks, a.max_table);
-    // Rows see further the later they come: the first line has the lowest key, the last line the highest.
-    t.begin = max(item.key_begin, visible_keys(s, t.packed / group, a.window, t.keys).begin);
-    t.end = min(item.key_end, visible_keys(s, (t.packed + t.lines - 1) / group, a.window, t.keys).end);
-    t.split = item.split;
-    return t.begin < t.end;
-}
-
-// The keys of the tile that a line sees.
-DEVICE_INLINE KeyRange line_keys(const AttentionArgs& a, const Tile& t, uint32_t line) {
-    if (line >= t.lines) return {0, 0};
-    const KeyRange seen = visible_keys(*t.segment, (t.packed + line) / (a.heads / a.kv_heads), a.window, t.keys);
-    return {max(seen.begin, t.begin), min(seen.end, t.end)};
-}
-
-// Element of q and out where the line begins.
-template <int HD>
-DEVICE_INLINE size_t line_place(const AttentionArgs& a, const Tile& t, uint32_t line) {
-    const uint32_t group = a.heads / a.kv_heads, p = t.packed + line;
-    return (size_t(t.segment->first_row + p / group) * a.heads + t.kv_head * group + p % group) * HD;
-}
-
-// Cache block of the keys from 16 * entry on; NONE if the table does not tell or lies.
-DEVICE_INLINE uint32_t block_of(const AttentionArgs& a, const Tile& t, uint32_t entry) {
-    if (entry * PIECE_KEYS >= t.keys) return NONE;
-    const uint32_t block = a.blocks[t.segment->table + entry];
-    return block < a.cache_blocks ? block : NONE;
-}
 
 // Offset of 16 bytes of a key in a piece. Eight keys' chunks of one index, which ldmatrix reads at once, lie in eight different banks.
 // swizzled(key, c ^ d) is swizzled(key, c) ^ 8 d: one offset of a lane serves all steps.
@@ -192,18 +138,13 @@ DEVICE_INLINE void put(const AttentionArgs& a, const Tile& t, uint32_t line, uin
         dev::Vec8<T>::rounded(out).store(static_cast<T*>(a.out) + line_place<HD>(a, t, line) + chunk * 8);
         return;
     }
-    const uint32_t p = t.packed + line;
-    const uint32_t unit = t.segment->partial + t.split * t.segment->split_units + p / LINES;
-    if (unit >= a.max_units) return;
-    const size_t place = (size_t(unit) * a.kv_heads + t.kv_head) * LINES + p % LINES;
+    const size_t place = partial_place(a, t, line);
+    if (place == NOWHERE) return;
     float4* const to = reinterpret_cast<float4*>(a.partial + place * HD + chunk * 8);
     to[0] = make_float4(values[0], values[1], values[2], values[3]);
     to[1] = make_float4(values[4], values[5], values[6], values[7]);
     if (chunk == 0) a.partial_sums[place] = make_float2(total.max, total.sum);
 }
-
-// Read anew for each unit: the wide kernel has no register to keep it in.
-DEVICE_INLINE uint32_t unit_count(const AttentionArgs& a) { return min(*a.item_count, a.max_items) * a.kv_heads; }
 
 // ------------------------------------------------------------------------------------------------------------------ narrow
 

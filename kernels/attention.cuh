@@ -1,7 +1,8 @@
 // What the attention kernels share: what a row sees, and how two partial softmaxes become one.
 //
 // A partial softmax over some keys is (max, sum, values[head_dim]): max of t = score * log2(e) / sqrt(head_dim), sum of 2^(t - max), and the sum
-// of 2^(t - max) v. Order of a row's sums, the same in every kernel and whatever shares the tile with the row:
+// of 2^(t - max) v. Order of a row's sums, whatever shares the tile with the row, and the same in every kernel but attention_hopper, whose groups have
+// 128 keys and are joined to all before at once:
 //
 //   group   64 keys from a multiple of 64: scores and products by mma, keys in order
 //   chunk   `split_keys` keys (a multiple of 256) from a multiple of it: its groups, joined in order

@@ -166,6 +166,46 @@ __device__ void ring_product(const CheckProductArgs& a) {
 #endif
 }
 
+// out [64, N] = 1 + a [64, 64] b [64, N]: a in registers, and b as a row of tiles whose rows are summed over.
+template <class T, int N>
+__device__ void values_product(const CheckProductArgs& a) {
+#if !defined(__CUDACC__) || defined(SIDEREAL_HOPPER)
+  dependency_wait();
+  DYNAMIC_SHARED(base);
+  Carver carver(base);
+  T* const tile_a = carver.take<T>(64 * DEPTH, 1024);
+  T* const tiles_b = carver.take<T>(N * DEPTH, 1024);
+  uint64_t* const full = carver.take<uint64_t>(1);
+  if (threadIdx.x == 0) {
+    mbarrier_init(full, 1);
+    mbarrier_fence_init();
+    mbarrier_arrive_expect(full, (64 + N) * DEPTH * sizeof(T));
+    tma_load_2d(tile_a, &a.a, 0, 0, full);
+    for (int h = 0; h < N / 64; h++) tma_load_2d(tiles_b + h * 64 * DEPTH, &a.b, h * 64, 0, full);
+  }
+  __syncthreads();
+  mbarrier_wait(full, 0);
+  const uint32_t t = threadIdx.x, row = t / 32 * 16 + t % 32 / 4, column = t % 4 * 2;
+  uint32_t words[DEPTH / 16][4];
+#pragma unroll
+  for (uint32_t i = 0; i < DEPTH / 4; i++) {
+    const uint32_t r = row + i % 2 * 8, chunk = i / 4 * 2 + i % 4 / 2;
+    words[i / 4][i % 4] = *reinterpret_cast<const uint32_t*>(tile_a + r * DEPTH + (chunk ^ r % 8) * 8 + column);
+  }
+  float d[N / 2];
+#pragma unroll
+  for (int i = 0; i < N / 2; i++) d[i] = 1;
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < DEPTH / 16; k++) wgmma_values<T, N>(d, words[k], values_descriptor(tiles_b + k * 16 * 64, 64 * DEPTH * sizeof(T)));
+  wgmma_commit();
+  wgmma_wait<0>();
+  float* const out = mutable_at<float>(a.out);
+#pragma unroll
+  for (int i = 0; i < N / 2; i++) out[(row + i / 2 % 2 * 8) * N + i / 4 * 8 + column + i % 2] = d[i];
+#endif
+}
+
 }  // namespace
 
 KERNEL(check_convert_bf16, CheckArgs, 256, 1) { convert<bf16>(a); }
@@ -181,3 +221,7 @@ KERNEL(check_wgmma_256_bf16, CheckProductArgs, 256, 1) { ring_product<bf16, 256>
 KERNEL(check_wgmma_64_f16, CheckProductArgs, 256, 1) { ring_product<f16, 64>(a); }
 KERNEL(check_wgmma_128_f16, CheckProductArgs, 256, 1) { ring_product<f16, 128>(a); }
 KERNEL(check_wgmma_256_f16, CheckProductArgs, 256, 1) { ring_product<f16, 256>(a); }
+KERNEL(check_values_64_bf16, CheckProductArgs, 128, 1) { values_product<bf16, 64>(a); }
+KERNEL(check_values_128_bf16, CheckProductArgs, 128, 1) { values_product<bf16, 128>(a); }
+KERNEL(check_values_64_f16, CheckProductArgs, 128, 1) { values_product<f16, 64>(a); }
+KERNEL(check_values_128_f16, CheckProductArgs, 128, 1) { values_product<f16, 128>(a); }

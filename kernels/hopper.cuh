@@ -4,6 +4,9 @@
 // Tiles. A tile is rows of 64 two-byte elements (128 bytes), swizzled: the 16-byte chunk c of row r lies at chunk c ^ (r % 8).
 // A tile starts at a multiple of 1024. tma_load_2d writes it so and tile_descriptor describes it so, for both operands ("K-major":
 // a row runs along the dimension that is summed over). The next 16 columns of the sum are 32 bytes on: descriptor + 2.
+//
+// values_descriptor describes a row of such tiles as an operand whose rows are what is summed over ("MN-major"): tile h holds columns 64 h to
+// 64 h + 63. The next 16 rows of the sum are 2048 bytes on: descriptor + 128.
 #pragma once
 #include "args.cuh"
 #include "device.cuh"
@@ -145,10 +148,35 @@ DEVICE_INLINE uint64_t tile_descriptor(const void* tile SIDEREAL_PLACE) {
 #endif
   return uint64_t((address & 0x3ffff) >> 4) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
 }
+// Describes tiles `next` bytes apart, whose rows are summed over: 8 rows to the group, 1024 bytes from group to group, 128-byte swizzle.
+DEVICE_INLINE uint64_t values_descriptor(const void* tile, uint32_t next SIDEREAL_PLACE) {
+#ifdef __CUDACC__
+  const uint32_t address = shared_address(tile);
+#else
+  const uint32_t address = host::shared_address(tile, place);
+#endif
+  return uint64_t((address & 0x3ffff) >> 4) | uint64_t(next >> 4) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+}
 // Before the first product, and whenever registers of the sums were touched since the last.
 DEVICE_INLINE void wgmma_fence() {
 #ifdef SIDEREAL_HOPPER
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+// Keeps the compiler from moving what it does with registers of a product past this point: the fence and the wait order the machine, not the
+// compiler. Before the fence for what registers bring along, and behind the wait.
+template <int N>
+DEVICE_INLINE void wgmma_settle([[maybe_unused]] float (&registers)[N]) {
+#ifdef SIDEREAL_HOPPER
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(registers[i])::"memory");
+#endif
+}
+template <int N>
+DEVICE_INLINE void wgmma_settle([[maybe_unused]] uint32_t (&registers)[N]) {
+#ifdef SIDEREAL_HOPPER
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+r"(registers[i])::"memory");
 #endif
 }
 // Closes the group of products issued so far.
@@ -173,6 +201,11 @@ DEVICE_INLINE void wgmma_wait(SIDEREAL_PLACE_ONLY) {
 // i / 2 is odd), column 8 (i / 4) + 2 (t % 4) + i % 2 in d[i].
 template <class T, int N>
 DEVICE_INLINE void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate SIDEREAL_PLACE);
+
+// d [64, N] += a [64, 16] b [16, N], with b as values_descriptor has it. Of a, thread t holds pairs of columns: a[i] is row
+// 16 (t / 32) + t % 32 / 4 (and 8 more where i is odd), columns 8 (i / 2) + 2 (t % 4) and one on; nobody touches them before the wait.
+template <class T, int N>
+DEVICE_INLINE void wgmma_values(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b SIDEREAL_PLACE);
 
 #ifdef SIDEREAL_HOPPER
 #define SIDEREAL_NAMES_0_32 \
@@ -200,14 +233,27 @@ DEVICE_INLINE void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumul
         : __VA_ARGS__                                                                                                 \
         : "l"(a), "l"(b), "r"(uint32_t(accumulate)));                                                                 \
   }
+#define SIDEREAL_WGMMA_VALUES(T, type, N, names, a_names, b_name, ...)                                                \
+  template <>                                                                                                         \
+  DEVICE_INLINE void wgmma_values<T, N>(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {                      \
+    asm volatile(                                                                                                     \
+        "{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\n"                                                                     \
+        "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type " {" names "}, {" a_names "}, " b_name        \
+        ", p, 1, 1, 1;\n}"                                                                                            \
+        : __VA_ARGS__                                                                                                 \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                                        \
+  }
 #define SIDEREAL_WGMMA_TYPE(T, type)                                                                                          \
   SIDEREAL_WGMMA(T, type, 64, SIDEREAL_NAMES_0_32, "%32", "%33", "%34", SIDEREAL_SUMS_32(0))                                  \
   SIDEREAL_WGMMA(T, type, 128, SIDEREAL_NAMES_0_32 ", " SIDEREAL_NAMES_32_64, "%64", "%65", "%66", SIDEREAL_SUMS_64(0))       \
   SIDEREAL_WGMMA(T, type, 256, SIDEREAL_NAMES_0_32 ", " SIDEREAL_NAMES_32_64 ", " SIDEREAL_NAMES_64_128, "%128", "%129", "%130", \
-                 SIDEREAL_SUMS_64(0), SIDEREAL_SUMS_64(64))
+                 SIDEREAL_SUMS_64(0), SIDEREAL_SUMS_64(64))                                                                   \
+  SIDEREAL_WGMMA_VALUES(T, type, 64, SIDEREAL_NAMES_0_32, "%32, %33, %34, %35", "%36", SIDEREAL_SUMS_32(0))                   \
+  SIDEREAL_WGMMA_VALUES(T, type, 128, SIDEREAL_NAMES_0_32 ", " SIDEREAL_NAMES_32_64, "%64, %65, %66, %67", "%68", SIDEREAL_SUMS_64(0))
 SIDEREAL_WGMMA_TYPE(bf16, "bf16")
 SIDEREAL_WGMMA_TYPE(f16, "f16")
 #undef SIDEREAL_WGMMA_TYPE
+#undef SIDEREAL_WGMMA_VALUES
 #undef SIDEREAL_WGMMA
 #undef SIDEREAL_SUMS_64
 #undef SIDEREAL_SUMS_32
@@ -230,6 +276,21 @@ DEVICE_INLINE void wgmma(float (&d)[N / 2], [[maybe_unused]] uint64_t a, [[maybe
   needs_hopper();
 #else
   host::wgmma(d, N, is_same<T, bf16>, a, b, accumulate, place);
+#endif
+}
+template <class T, int N>
+DEVICE_INLINE void wgmma_values(float (&d)[N / 2], [[maybe_unused]] const uint32_t (&a)[4], [[maybe_unused]] uint64_t b
+#ifndef __CUDACC__
+                                ,
+                                host::Place place
+#endif
+) {
+  static_assert(N == 64 || N == 128);
+#ifdef __CUDACC__
+  (void)d;
+  needs_hopper();
+#else
+  host::wgmma_values(d, N, is_same<T, bf16>, a, b, place);
 #endif
 }
 #endif

@@ -1,10 +1,10 @@
-//! Attention over the paged cache, 32 query heads on 8 key/value heads of 128: decoding and prefill, blocks in random order.
+//! Attention over the paged cache, 32 query heads on 8 key/value heads of 128: decoding and prefill, blocks in random order. Reproducible mode has a
+//! prefill kernel of its own where the device has products of warpgroups.
 
 use criterion::Criterion;
 use sidereal::device::cuda::args::StepCounts;
 use sidereal::device::cuda::attention::{
-    Attention, AttentionBucket, AttentionBuffers, AttentionLayer, AttentionLimits, AttentionPlan,
-    AttentionShape,
+    Attention, AttentionBucket, AttentionBuffers, AttentionLayer, AttentionPlan, AttentionShape,
 };
 use sidereal::device::cuda::driver::DevicePtr;
 use sidereal::device::ops::{DType, Plan, Segment, SegmentKind};
@@ -23,6 +23,7 @@ pub fn benches(c: &mut Criterion, gpu: &mut Gpu) {
     }
     for (batch, rows) in [(1, 1024), (1, 4096), (8, 1024)] {
         attention(c, gpu, ("prefill", batch), (0, rows));
+        attention(c, gpu, ("prefill/reproducible", batch), (0, rows));
     }
 }
 
@@ -63,18 +64,9 @@ fn attention(
     if !gpu.wanted(&format!("attention/{what}/{id}")) {
         return;
     }
+    let reproducible = what.ends_with("reproducible");
     let plan = plan(batch, context, rows);
     let (max_items, max_units) = (65_536, 16_384);
-    let limits = AttentionLimits {
-        multiprocessors: gpu.driver.properties().multiprocessors,
-        group: (HEADS / KV_HEADS) as u32,
-        kv_heads: KV_HEADS as u32,
-        max_items,
-        max_units,
-        reproducible: false,
-    };
-    let mut tiles = AttentionPlan::default();
-    tiles.build(&plan, &limits, |_| DevicePtr::NULL).expect("tiles");
     let shape = AttentionShape {
         heads: HEADS as u32,
         kv_heads: KV_HEADS as u32,
@@ -86,6 +78,9 @@ fn attention(
         max_table: plan.blocks.len() as u32,
         max_units,
     };
+    let kernels = Attention::new(&mut *gpu.driver, DType::Bf16, shape, reproducible).expect("kernels");
+    let mut tiles = AttentionPlan::default();
+    tiles.build(&plan, &kernels.limits(), |_| DevicePtr::NULL).expect("tiles");
     let counts = StepCounts {
         rows: plan.rows() as u32,
         segments: plan.segments.len() as u32,
@@ -94,7 +89,6 @@ fn attention(
         blocks: plan.blocks.len() as u32,
         ..StepCounts::default()
     };
-    let kernels = Attention::new(&mut *gpu.driver, DType::Bf16, shape).expect("kernels");
     let blocks: Vec<u32> = plan.blocks.iter().map(|block| block.0).collect();
     let row_bytes = HEADS * HEAD_DIM * 2;
     let partial = gpu.allocate(&shape.partial_bytes());
@@ -111,9 +105,9 @@ fn attention(
     };
     let cache = plan.blocks.len() * BLOCK_TOKENS * KV_HEADS * HEAD_DIM * 2;
     let sets = gpu.sets(2 * cache);
-    let layers: Vec<AttentionLayer> = (0..sets)
-        .map(|_| AttentionLayer { k: gpu.random(cache), v: gpu.random(cache), window: None })
-        .collect();
+    let caches: Vec<[DevicePtr; 2]> = (0..sets).map(|_| [gpu.random(cache), gpu.random(cache)]).collect();
+    let layers: Vec<AttentionLayer> =
+        caches.iter().map(|&cache| kernels.layer(&mut *gpu.driver, cache, None).expect("a layer")).collect();
     let joined_rows = if tiles.units > 0 { plan.rows() as u32 } else { 0 };
     let bucket = AttentionBucket { narrow: counts.narrow_items, wide: counts.wide_items, joined_rows };
     let pairs = batch * rows * (2 * context + rows + 1) / 2;
@@ -127,6 +121,8 @@ fn attention(
     });
     let used = [buffers.q, buffers.out, partial[0], buffers.counts, buffers.segments, buffers.narrow];
     let more = [buffers.wide, buffers.row_segment, buffers.blocks];
-    let caches = layers.iter().flat_map(|layer| [layer.k, layer.v]);
-    used.into_iter().chain(more).chain(caches).for_each(|at| gpu.driver.free(at).expect("freed"));
+    used.into_iter()
+        .chain(more)
+        .chain(caches.into_iter().flatten())
+        .for_each(|at| gpu.driver.free(at).expect("freed"));
 }

@@ -212,12 +212,11 @@ void watch_reads(const Block* block, uint64_t descriptor, int rows) {
       reads(block->arena + swizzled(start + size_t(r / 8) * group + size_t(r % 8) * 128 + c), 16);
 }
 
-void perform(const Block* block, const PendingProduct& product) {
+// Both factors as floats, of tiles that both lie in shared memory.
+void factors_of_tiles(const Block* block, const PendingProduct& product, Scratch& s) {
   watch_reads(block, product.a, ROWS);
   watch_reads(block, product.b, int(product.n));
   const Quiet quiet;
-  static thread_local std::unique_ptr<Scratch> scratch = std::make_unique<Scratch>();
-  Scratch& s = *scratch;
   const int n = int(product.n);
   decode(block, product.a, ROWS, product.is_bf16, s);
   for (int r = 0; r < ROWS; r++)
@@ -231,6 +230,51 @@ void perform(const Block* block, const PendingProduct& product) {
       s.b[w * 2][j] = s.low[j][w];
       s.b[w * 2 + 1][j] = s.high[j][w];
     }
+}
+
+// Offset in shared memory of eight columns from `column` on of a row of the sum.
+size_t values_at(uint64_t descriptor, int row, int column) {
+  const size_t start = size_t(descriptor & 0x3fff) << 4, next = size_t(descriptor >> 16 & 0x3fff) << 4, group = size_t(descriptor >> 32 & 0x3fff) << 4;
+  return swizzled(start + size_t(column / BOX_COLUMNS) * next + size_t(row / 8) * group + size_t(row % 8) * 128 + size_t(column % BOX_COLUMNS) * 2);
+}
+
+// The same where the left one lies in registers, and the rows of the right one are summed over.
+void factors_of_values(const Block* block, const PendingProduct& product, Scratch& s) {
+  const int n = int(product.n);
+  for (int k = 0; k < DEPTH; k++)
+    for (int column = 0; column < n; column += CHUNK) reads(block->arena + values_at(product.b, k, column), 16);
+  const Quiet quiet;
+  for (int t = 0; t < GROUP; t++) {
+    float low[4], high[4];
+    widen(product.words[t], 4, product.is_bf16, low, high);
+    for (int i = 0; i < 4; i++) {
+      float* const row = s.a[t / 32 * 16 + t % 32 / 4 + i % 2 * 8];
+      row[i / 2 * 8 + t % 4 * 2] = low[i];
+      row[i / 2 * 8 + t % 4 * 2 + 1] = high[i];
+    }
+  }
+  for (int k = 0; k < DEPTH; k++)
+    for (int column = 0; column < n; column += CHUNK) {
+      uint32_t words[CHUNK / 2];
+      float low[CHUNK / 2], high[CHUNK / 2];
+      memcpy(words, block->arena + values_at(product.b, k, column), 16);
+      widen(words, CHUNK / 2, product.is_bf16, low, high);
+      for (int i = 0; i < CHUNK / 2; i++) {
+        s.b[k][column + 2 * i] = low[i];
+        s.b[k][column + 2 * i + 1] = high[i];
+      }
+    }
+}
+
+void perform(const Block* block, const PendingProduct& product) {
+  static thread_local std::unique_ptr<Scratch> scratch = std::make_unique<Scratch>();
+  Scratch& s = *scratch;
+  const int n = int(product.n);
+  if (product.values)
+    factors_of_values(block, product, s);
+  else
+    factors_of_tiles(block, product, s);
+  const Quiet quiet;
   multiply_64(s.a, s.b, n, s.sums);
   for (int t = 0; t < GROUP; t++) {
     const int row = t / 32 * 16 + t % 32 / 4, column = t % 4 * 2;
@@ -251,19 +295,21 @@ void check_operand(uint64_t descriptor, uint32_t rows, Place place) {
   if (start + (rows / 8 - 1) * group + 1024 > SHARED_ARENA + 1024) fail(place, "wgmma: an operand beyond shared memory");
 }
 
+void check_values(uint64_t descriptor, uint32_t columns, Place place) {
+  const size_t start = size_t(descriptor & 0x3fff) << 4, next = size_t(descriptor >> 16 & 0x3fff) << 4;
+  if (descriptor >> 62 != 1) fail(place, "wgmma: only operands with 128-byte swizzle are known here");
+  if (start % 1024 || next % 1024) fail(place, "wgmma: values at byte %zu of shared memory, %zu apart; both are multiples of 1024", start, next);
+  if (start + (columns / BOX_COLUMNS - 1) * next + 2048 > SHARED_ARENA) fail(place, "wgmma: an operand beyond shared memory");
+}
+
 }  // namespace
 
-void wgmma(float* d, uint32_t n, bool is_bf16, uint64_t a, uint64_t b, bool accumulate, Place place) {
-  check_operand(a, ROWS, place);
-  check_operand(b, n, place);
+namespace {
+
+// Issues a product whose operands all threads agree on.
+void issue(const char* kind, float* d, Place place) {
   Fiber* const f = self();
-  WarpGroup& meeting = block_of(f)->groups[f->linear / GROUP];
-  if (!meeting.arrived) {
-    meeting.next = {a, b, n, is_bf16, accumulate, {}};
-  } else if (meeting.next.a != a || meeting.next.b != b || meeting.next.n != n || meeting.next.accumulate != accumulate) {
-    fail(place, "divergence in a warpgroup: its threads give wgmma different operands");
-  }
-  meet_group("wgmma", d, place, [f](WarpGroup& group) {
+  meet_group(kind, d, place, [f](WarpGroup& group) {
     for (int t = 0; t < GROUP; t++) group.next.d[t] = static_cast<float*>(group.argument[t]);
     if (launch_of(f).early) {
       perform(block_of(f), group.next);
@@ -272,6 +318,34 @@ void wgmma(float* d, uint32_t n, bool is_bf16, uint64_t a, uint64_t b, bool accu
     const Quiet quiet;
     group.open.push_back(group.next);
   });
+}
+
+}  // namespace
+
+void wgmma(float* d, uint32_t n, bool is_bf16, uint64_t a, uint64_t b, bool accumulate, Place place) {
+  check_operand(a, ROWS, place);
+  check_operand(b, n, place);
+  Fiber* const f = self();
+  WarpGroup& meeting = block_of(f)->groups[f->linear / GROUP];
+  if (!meeting.arrived) {
+    meeting.next = {a, b, n, is_bf16, accumulate, false, {}, {}};
+  } else if (meeting.next.a != a || meeting.next.b != b || meeting.next.n != n || meeting.next.accumulate != accumulate) {
+    fail(place, "divergence in a warpgroup: its threads give wgmma different operands");
+  }
+  issue("wgmma", d, place);
+}
+
+void wgmma_values(float* d, uint32_t n, bool is_bf16, const uint32_t* a, uint64_t b, Place place) {
+  check_values(b, n, place);
+  Fiber* const f = self();
+  WarpGroup& meeting = block_of(f)->groups[f->linear / GROUP];
+  if (!meeting.arrived) {
+    meeting.next = {0, b, n, is_bf16, true, true, {}, {}};
+  } else if (meeting.next.b != b || meeting.next.n != n) {
+    fail(place, "divergence in a warpgroup: its threads give wgmma different operands");
+  }
+  meeting.next.words[f->linear % GROUP] = a;
+  issue("wgmma of values", d, place);
 }
 
 // All products of a group were issued when the first thread, which took part in each, comes here.

@@ -80,6 +80,7 @@ bool mbarrier_test(const uint64_t* barrier, uint32_t parity, Place place);
 void mbarrier_wait(const uint64_t* barrier, uint32_t parity, Place place);
 void tma_load_2d(void* to, const void* tensor_map, int column, int row, uint64_t* barrier, Place place);
 void wgmma(float* d, uint32_t n, bool is_bf16, uint64_t a, uint64_t b, bool accumulate, Place place);
+void wgmma_values(float* d, uint32_t n, bool is_bf16, const uint32_t* a, uint64_t b, Place place);
 void wgmma_commit(Place place);
 void wgmma_wait(uint32_t newest_left, Place place);
 

@@ -96,7 +96,9 @@ struct PendingProduct {
   uint64_t a, b;
   uint32_t n;
   bool is_bf16, accumulate;
+  bool values;                // a lies in registers, and b's rows are summed over
   float* d[128];
+  const uint32_t* words[128];  // those registers, four of each thread; read when the product is performed
 };
 struct WarpGroup {
   uint32_t arrived = 0, generation = 0;

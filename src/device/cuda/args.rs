@@ -51,7 +51,7 @@ mirrored! {
         segments: u32,
         /// Attention tiles of 16 packed queries.
         narrow_items: u32,
-        /// Attention tiles of 64 packed queries.
+        /// Attention tiles of 64 or 128 packed queries.
         wide_items: u32,
         /// Rows that a text token is sampled from.
         text_rows: u32,

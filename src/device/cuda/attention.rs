@@ -1,4 +1,4 @@
-//! The launches of `kernels/attention.cu` and `kernels/combine.cu`: attention over the paged cache.
+//! The launches of `kernels/{attention,attention_hopper,combine}.cu`: attention over the paged cache.
 //!
 //! [`AttentionPlan`] cuts a step into tiles; a layer is up to three launches. What they read is the plan's keys and values,
 //! `4 * head_dim` bytes per key, key/value head and tile, and `8 * head_dim` bytes per packed query and split for partial results.
@@ -7,19 +7,33 @@ mod plan;
 
 use std::mem::offset_of;
 
+use bytemuck::{Pod, Zeroable};
+
 use super::args::{AttentionArgs, StepCounts};
-use super::driver::{DevicePtr, Driver, Kernel, Launch};
+use super::driver::{DevicePtr, Driver, Kernel, Launch, TensorMap, TensorMapSpec, failed};
 use super::rope::no_head;
 use crate::device::ops::DType;
 use crate::error::Result;
+use crate::kv::BLOCK_TOKENS;
 pub use plan::{AttentionLimits, AttentionPlan};
 
-/// Threads of a block of every kernel here.
+/// Threads of a block of every kernel here but `attention_hopper`.
 const THREADS: u32 = 128;
 /// Packed queries of a unit of partial results, and of a narrow tile.
 pub const UNIT: u32 = 16;
-/// Packed queries of a wide tile.
-pub const WIDE: u32 = 64;
+/// Packed queries of a wide tile of `attention_wide`, and of `attention_hopper`.
+pub const WIDE: [u32; 2] = [64, 128];
+
+/// Arguments of `attention_hopper`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct AttentionBulkArgs {
+    k: TensorMap,
+    v: TensorMap,
+    attention: AttentionArgs,
+    reserved: [u32; 12],
+}
+const _: () = assert!(size_of::<AttentionBulkArgs>() == 448, "kernels/args.cuh says otherwise");
 
 /// Sizes of the model, capacities of the buffers.
 #[derive(Clone, Copy, Debug)]
@@ -75,15 +89,14 @@ pub struct AttentionBuffers {
     pub blocks: DevicePtr,
 }
 
-/// What a layer binds.
+/// What a layer binds: [`Attention::layer`].
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionLayer {
-    /// `[cache_blocks, kv_heads, 16, head_dim]` in `D`.
-    pub k: DevicePtr,
-    /// As `k`.
-    pub v: DevicePtr,
-    /// Keys that a row sees, itself included.
-    pub window: Option<u32>,
+    k: DevicePtr,
+    v: DevicePtr,
+    window: Option<u32>,
+    /// Both, where the device has bulk copies.
+    maps: Option<[TensorMap; 2]>,
 }
 
 /// Bounds of a step. What is bounded by 0 is not launched.
@@ -101,10 +114,32 @@ pub struct AttentionBucket {
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     narrow: Kernel,
-    wide: Kernel,
+    wide: Wide,
     combine: Kernel,
     shape: AttentionShape,
     multiprocessors: u32,
+    bf16: bool,
+    reproducible: bool,
+}
+
+/// What computes wide tiles.
+#[derive(Clone, Copy, Debug)]
+enum Wide {
+    /// `attention_wide`.
+    Mma(Kernel),
+    /// `attention_hopper`.
+    Bulk(Kernel),
+}
+
+/// The kernel of bulk copies and products of warpgroups.
+fn bulk_name(dtype: DType, head_dim: u32) -> Option<&'static str> {
+    Some(match (dtype, head_dim) {
+        (DType::Bf16, 64) => "attention_hopper_64_bf16",
+        (DType::Bf16, 128) => "attention_hopper_128_bf16",
+        (DType::F16, 64) => "attention_hopper_64_f16",
+        (DType::F16, 128) => "attention_hopper_128_f16",
+        _ => return None,
+    })
 }
 
 /// Names of the narrow, the wide and the joining kernel.
@@ -135,17 +170,83 @@ fn names(dtype: DType, head_dim: u32) -> Option<[&'static str; 3]> {
 impl Attention {
     /// Finds the kernels.
     ///
+    /// `reproducible`: a row's result does not depend on what shares a step with it, which only `attention_wide` keeps.
+    ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) if there are none for this type and head width.
-    pub fn new(driver: &mut dyn Driver, dtype: DType, shape: AttentionShape) -> Result<Attention> {
+    pub fn new(
+        driver: &mut dyn Driver,
+        dtype: DType,
+        shape: AttentionShape,
+        reproducible: bool,
+    ) -> Result<Attention> {
         let names = names(dtype, shape.head_dim).ok_or_else(|| no_head(dtype, shape.head_dim as usize))?;
+        let wide = Wide::Mma(driver.kernel(names[1])?);
+        // Rows of the cache are the coordinates of bulk copies.
+        let rows = u64::from(shape.cache_blocks) * u64::from(shape.kv_heads) * BLOCK_TOKENS as u64;
+        let addressable = rows < i32::MAX as u64;
+        let bulk = match (driver.properties().capability, bulk_name(dtype, shape.head_dim)) {
+            ((9, 0), Some(name)) if addressable && !reproducible => driver.kernel(name).ok(),
+            _ => None,
+        };
         Ok(Attention {
             narrow: driver.kernel(names[0])?,
-            wide: driver.kernel(names[1])?,
+            wide: bulk.map_or(wide, Wide::Bulk),
             combine: driver.kernel(names[2])?,
             shape,
             multiprocessors: driver.properties().multiprocessors,
+            bf16: dtype == DType::Bf16,
+            reproducible,
         })
+    }
+
+    /// Packed queries of a wide tile.
+    pub fn wide(&self) -> u32 {
+        WIDE[usize::from(matches!(self.wide, Wide::Bulk(_)))]
+    }
+
+    /// What tiles are cut for.
+    pub fn limits(&self) -> AttentionLimits {
+        let shape = &self.shape;
+        AttentionLimits {
+            multiprocessors: self.multiprocessors,
+            group: shape.heads / shape.kv_heads,
+            kv_heads: shape.kv_heads,
+            wide: self.wide(),
+            max_items: shape.max_items,
+            max_units: shape.max_units,
+            reproducible: self.reproducible,
+        }
+    }
+
+    /// Describes a layer.
+    ///
+    /// `k`, `v`: `[cache_blocks, kv_heads, 16, head_dim]` in `D`. `window`: keys that a row sees, itself included.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn layer(
+        &self,
+        driver: &mut dyn Driver,
+        [k, v]: [DevicePtr; 2],
+        window: Option<u32>,
+    ) -> Result<AttentionLayer> {
+        let shape = &self.shape;
+        let mut map = |base| {
+            driver.tensor_map(&TensorMapSpec {
+                base,
+                rows: u64::from(shape.cache_blocks) * u64::from(shape.kv_heads) * BLOCK_TOKENS as u64,
+                columns: u64::from(shape.head_dim),
+                stride: u64::from(shape.head_dim) * 2,
+                box_rows: BLOCK_TOKENS as u32,
+                bf16: self.bf16,
+            })
+        };
+        let maps = match self.wide {
+            Wide::Mma(_) => None,
+            Wide::Bulk(_) => Some([map(k)?, map(v)?]),
+        };
+        Ok(AttentionLayer { k, v, window, maps })
     }
 
     /// Enqueues a layer's attention: at most one launch of narrow tiles, one of wide tiles, one that joins partial results.
@@ -166,8 +267,14 @@ impl Attention {
         if bucket.narrow > 0 {
             driver.run(&self.tiles(self.narrow, bucket.narrow), &narrow)?;
         }
-        if bucket.wide > 0 {
-            driver.run(&self.tiles(self.wide, bucket.wide), &wide)?;
+        match (self.wide, layer.maps) {
+            _ if bucket.wide == 0 => {}
+            (Wide::Bulk(kernel), Some([k, v])) => {
+                let args = AttentionBulkArgs { k, v, attention: wide, reserved: [0; 12] };
+                driver.run(&self.bulk_tiles(kernel, bucket.wide), &args)?;
+            }
+            (Wide::Mma(kernel), None) => driver.run(&self.tiles(kernel, bucket.wide), &wide)?,
+            _ => return Err(failed("a layer that another set of kernels has described")),
         }
         if bucket.joined_rows > 0 {
             driver.run(&self.join(bucket.joined_rows), &wide)?;
@@ -187,6 +294,18 @@ impl Attention {
             grid: [resident.min(items.saturating_mul(self.shape.kv_heads)), 1, 1],
             threads: THREADS,
             shared: keys + lines + stats,
+            dependent: true,
+        }
+    }
+
+    /// The same of `attention_hopper`, whose queries and two stages of keys and values leave no room for another block at head_dim 128.
+    fn bulk_tiles(&self, kernel: Kernel, items: u32) -> Launch {
+        let line = self.shape.head_dim * 2;
+        Launch {
+            kernel,
+            grid: [self.multiprocessors.min(items.saturating_mul(self.shape.kv_heads)), 1, 1],
+            threads: 384,
+            shared: WIDE[1] * line + 2 * 2 * 128 * line,
             dependent: true,
         }
     }

@@ -27,7 +27,7 @@ pub(super) enum Section {
     Segments,
     /// Attention items of 16 packed queries.
     Narrow,
-    /// Attention items of 64 packed queries.
+    /// Attention items of 64 or 128 packed queries.
     Wide,
     /// Block tables.
     Blocks,

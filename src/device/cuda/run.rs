@@ -14,7 +14,7 @@ mod enqueue;
 use std::time::{Duration, Instant};
 
 use super::args::StepCounts;
-use super::attention::{Attention, AttentionLimits, AttentionPlan};
+use super::attention::{Attention, AttentionLayer, AttentionLimits, AttentionPlan};
 use super::driver::{DevicePtr, Driver, Pinned};
 use super::embed::Embed;
 use super::graphs::{Graphs, Way};
@@ -34,7 +34,7 @@ use crate::device::ops::{
 };
 use crate::error::{Error, Result};
 use crate::ids::SearchId;
-use buffers::{Buffers, allocate_cache, attention_limits, attention_shape, check_served, rope_shape};
+use buffers::{Buffers, allocate_cache, attention_layers, attention_shape, check_served, rope_shape};
 
 /// Most query heads that share a key/value head.
 const MOST_GROUP: usize = 64;
@@ -89,6 +89,7 @@ pub struct CudaDevice {
     products: Products,
     rope: RopeCache,
     attention: Attention,
+    attention_layers: Vec<AttentionLayer>,
     sampler: TextSampler,
     searches: SidSearches,
     plan: PlanBuffer,
@@ -138,21 +139,24 @@ impl CudaDevice {
         let DeviceConfig { shape, dtype, cache_blocks, max_rows, layout, .. } = config;
         let rope = rope_shape(&shape, cache_blocks, max_rows, weights.inv_freq);
         let attention = attention_shape(&shape, cache_blocks, &sizes);
+        let attention = Attention::new(driver_ref, dtype, attention, options.reproducible)?;
+        let cache = allocate_cache(driver_ref, &shape, dtype, cache_blocks)?;
         let multiprocessors = driver_ref.properties().multiprocessors;
         let limits = SidLimits { max_rows, multiprocessors };
         Ok(CudaDevice {
-            cache: allocate_cache(driver_ref, &shape, dtype, cache_blocks)?,
+            attention_layers: attention_layers(driver_ref, &attention, &cache, &shape)?,
+            attention_limits: attention.limits(),
+            attention,
+            cache,
             buffers: Buffers::new(driver_ref, &products, &shape, dtype, &sizes)?,
             embed: Embed::new(driver_ref, dtype)?,
             norm: RmsNorm::new(driver_ref, dtype)?,
             rope: RopeCache::new(driver_ref, dtype, shape.head_dim, rope)?,
-            attention: Attention::new(driver_ref, dtype, attention)?,
             sampler,
             searches: SidSearches::new(driver_ref, layout.clone(), limits)?,
             plan: PlanBuffer::new(driver_ref, 64 << 10)?,
             graphs: Graphs::default(),
             attention_plan: AttentionPlan::default(),
-            attention_limits: attention_limits(&attention, multiprocessors, options.reproducible),
             step: Step::new(sizes.logit_rows),
             counts: Vec::new(),
             blocks: Vec::new(),
@@ -212,11 +216,11 @@ impl CudaDevice {
         if moved {
             self.graphs.clear();
         }
+        self.graphs.free_dropped(&mut *self.driver)?;
         self.present = Some(self.look(plan));
         self.outcome.text = plan.text.len();
         self.outcome.sids.clear();
         self.outcome.sids.extend(plan.sids.iter().map(|step| (step.search, step.level)));
-        self.graphs.free_dropped(&mut *self.driver)?;
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! `kernels/attention.cu` and `kernels/combine.cu` against float64, bit against bit, and against records that lie.
+//! `kernels/attention.cu`, `attention_hopper.cu` and `combine.cu` against float64, bit against bit, and against records that lie.
 
 pub(super) mod case;
 mod plan;
@@ -9,7 +9,7 @@ use std::collections::hash_map::Entry;
 use bytemuck::cast_slice;
 use case::{Case, MODEL, Model, OnDevice, Part, beams, causal, hash};
 use sidereal::device::cuda::attention::{
-    Attention, AttentionBucket, AttentionLimits, AttentionPlan, AttentionShape,
+    Attention, AttentionBucket, AttentionLimits, AttentionPlan, AttentionShape, WIDE,
 };
 use sidereal::device::cuda::driver::Driver;
 use sidereal::device::ops::DType;
@@ -33,8 +33,10 @@ fn cut(case: &Case) -> AttentionLimits {
 #[test]
 fn rows_see_exactly_their_keys() {
     for (_, mut driver) in drivers() {
-        for (group, window) in [(1, None), (4, Some(1)), (3, Some(40)), (7, None), (2, Some(257))] {
-            let model = Model { group, window, kv_heads: 1, counting: true, ..MODEL };
+        let narrow_heads = [(1, None), (4, Some(1)), (3, Some(40)), (7, None), (2, Some(257))];
+        let wide_heads = [(64, 1, None), (64, 3, Some(40)), (128, 2, Some(257))];
+        for (head_dim, group, window) in narrow_heads.map(|(g, w)| (16, g, w)).into_iter().chain(wide_heads) {
+            let model = Model { head_dim, group, window, kv_heads: 1, counting: true, ..MODEL };
             let mut parts = grid();
             parts.extend([beams(5, 70, 2, 4), beams(30, 256, 0, 30), beams(1, 3, 3, 1), beams(3, 300, 1, 2)]);
             let case = Case::new(model, &parts);
@@ -52,8 +54,14 @@ fn every_shape_agrees_with_float64() {
             for (head_dim, group) in [(16, 7), (32, 3), (64, 4), (128, 2), (128, 1)] {
                 let model = Model { dtype, head_dim, group, kv_heads: 128 / head_dim, ..MODEL };
                 let case = Case::new(model, &parts);
+                let kernels = case.kernels(&mut *driver, &case.limits());
+                let bulk = head_dim >= 64 && driver.properties().capability == (9, 0);
+                assert_eq!(kernels.wide(), WIDE[usize::from(bulk)]);
                 case.check(&case.run(&mut *driver, &case.limits()), "balanced");
                 case.check(&case.run(&mut *driver, &cut(&case)), "cut");
+                let limits = AttentionLimits { reproducible: true, ..case.limits() };
+                assert_eq!(case.kernels(&mut *driver, &limits).wide(), WIDE[0]);
+                case.check(&case.run(&mut *driver, &limits), "reproducible");
             }
         }
     }
@@ -155,27 +163,31 @@ fn reproducible_beams_do_not_know_how_their_context_was_cut() {
 
 #[test]
 fn a_captured_layer_reads_the_plan_of_its_step() {
-    for (_, mut driver) in drivers() {
-        let limits = AttentionLimits { max_items: 64, ..Case::new(MODEL, &[causal(1, 0)]).limits() };
-        let small = Case::new(MODEL, &[causal(1, 20)]);
-        let case = Case::new(MODEL, &[causal(20, 30), causal(1, 300), beams(3, 40, 1, 2)]);
-        let device = OnDevice::new(&case, &mut *driver, &limits);
-        let kernels = Attention::new(&mut *driver, MODEL.dtype, case.shape(&limits)).unwrap();
-        let bucket = AttentionBucket { narrow: 8, wide: 8, joined_rows: 32 };
-        driver.begin_capture().unwrap();
-        kernels.enqueue(&mut *driver, &device.buffers, &device.layer, &bucket).unwrap();
-        let graph = driver.end_capture().unwrap();
-        let mut plan = AttentionPlan::default();
-        // A step of one row first; its row is then computed again with all others.
-        plan.build(&small.plan, &limits, |_| unreachable!()).unwrap();
-        device.put(&mut *driver, &plan);
-        driver.replay(graph).unwrap();
-        driver.synchronize().unwrap();
-        plan.build(&case.plan, &limits, |search| device.view(search.0)).unwrap();
-        device.put(&mut *driver, &plan);
-        driver.replay(graph).unwrap();
-        let out = device.out(&mut *driver, &case);
-        case.check(&out, "replayed");
+    for head_dim in [16, 64] {
+        for (_, mut driver) in drivers() {
+            let model = Model { head_dim, ..MODEL };
+            let small = Case::new(model, &[causal(1, 20)]);
+            let case = Case::new(model, &[causal(20, 30), causal(1, 300), beams(3, 40, 1, 2)]);
+            let limits = AttentionLimits { max_items: 64, ..small.limits() };
+            let kernels = case.kernels(&mut *driver, &limits);
+            let limits = AttentionLimits { wide: kernels.wide(), ..limits };
+            let device = OnDevice::new(&case, &mut *driver, &limits, &kernels);
+            let bucket = AttentionBucket { narrow: 8, wide: 8, joined_rows: 32 };
+            driver.begin_capture().unwrap();
+            kernels.enqueue(&mut *driver, &device.buffers, &device.layer, &bucket).unwrap();
+            let graph = driver.end_capture().unwrap();
+            let mut plan = AttentionPlan::default();
+            // A step of one row first; its row is then computed again with all others.
+            plan.build(&small.plan, &limits, |_| unreachable!()).unwrap();
+            device.put(&mut *driver, &plan);
+            driver.replay(graph).unwrap();
+            driver.synchronize().unwrap();
+            plan.build(&case.plan, &limits, |search| device.view(search.0)).unwrap();
+            device.put(&mut *driver, &plan);
+            driver.replay(graph).unwrap();
+            let out = device.out(&mut *driver, &case);
+            case.check(&out, "replayed");
+        }
     }
 }
 
@@ -198,11 +210,14 @@ fn no_record_leads_out_of_bounds() {
     for (_, mut driver) in drivers() {
         for seed in 0..120 {
             let window = [None, Some(5), Some(u32::MAX)][seed as usize % 3];
-            let model = Model { group: [1, 3, 4][seed as usize % 3], window, kv_heads: 1, ..MODEL };
+            let head_dim = [16, 64][seed as usize / 2 % 2];
+            let model = Model { head_dim, group: [1, 3, 4][seed as usize % 3], window, kv_heads: 1, ..MODEL };
             let parts = [causal(3, 40), beams(5, 30, 2, 3), causal(20, 10), causal(1, 100)];
             let case = Case::new(model, &parts);
             let limits = AttentionLimits { max_items: 12, max_units: 9, ..case.limits() };
-            let device = OnDevice::new(&case, &mut *driver, &limits);
+            let kernels = case.kernels(&mut *driver, &limits);
+            let limits = AttentionLimits { wide: kernels.wide(), ..limits };
+            let device = OnDevice::new(&case, &mut *driver, &limits, &kernels);
             let mut plan = AttentionPlan::default();
             plan.build(&case.plan, &limits, |search| device.view(search.0)).unwrap();
             for (i, s) in plan.segments.iter_mut().enumerate() {
@@ -231,7 +246,6 @@ fn no_record_leads_out_of_bounds() {
             // The view as well: live, tokens, ancestors.
             let bytes = sidereal::device::cuda::args::BEAM_VIEW_BYTES;
             driver.upload(device.view(1), cast_slice(&lies(seed * 100 + 99, bytes / 4))).unwrap();
-            let kernels = Attention::new(&mut *driver, model.dtype, case.shape(&limits)).unwrap();
             let bucket = AttentionBucket { narrow: 12, wide: 12, joined_rows: 40 };
             kernels.enqueue(&mut *driver, b, &device.layer, &bucket).unwrap();
             device.free(&mut *driver);
@@ -244,7 +258,7 @@ fn other_heads_are_refused() {
     for (_, mut driver) in drivers() {
         let case = Case::new(MODEL, &[causal(1, 0)]);
         let shape = AttentionShape { head_dim: 80, ..case.shape(&case.limits()) };
-        let error = Attention::new(&mut *driver, DType::Bf16, shape).unwrap_err().to_string();
+        let error = Attention::new(&mut *driver, DType::Bf16, shape, false).unwrap_err().to_string();
         assert!(error.contains("80") && error.contains("16, 32, 64 or 128"), "{error}");
     }
 }

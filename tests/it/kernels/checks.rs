@@ -218,3 +218,35 @@ fn a_warpgroup_multiplies_tiles() {
         }
     }
 }
+
+#[test]
+fn a_warpgroup_multiplies_registers_by_rows_of_tiles() {
+    const K: usize = 64;
+    let mut rng = StdRng::seed_from_u64(17);
+    for (name, mut driver) in drivers_in_every_order() {
+        let driver = &mut *driver;
+        if driver.properties().capability != (9, 0) {
+            continue;
+        }
+        for (kind, n) in [("bf16", 64), ("bf16", 128), ("f16", 64), ("f16", 128)] {
+            let (bits_a, a) = integers(&mut rng, 64 * K, kind);
+            let (bits_b, b) = integers(&mut rng, K * n, kind);
+            let spec_a = matrix(driver, &bits_a, (64, K as u64), kind == "bf16");
+            let spec_b = matrix(driver, &bits_b, (K as u64, n as u64), kind == "bf16");
+            let output = driver.allocate("test", &[64 * n * 4]).unwrap()[0];
+            let (map_a, map_b) = (driver.tensor_map(&spec_a).unwrap(), driver.tensor_map(&spec_b).unwrap());
+            let args = CheckProductArgs { a: map_a, b: map_b, output, k: K as u64, unused: [0; 6] };
+            let kernel = driver.kernel(&format!("check_values_{n}_{kind}")).unwrap();
+            let shared = ((64 + n) * 128 + 32) as u32;
+            driver
+                .run(&Launch { kernel, grid: [1, 1, 1], threads: 128, shared, dependent: false }, &args)
+                .unwrap();
+            let d: Vec<f32> = download(driver, output, 64 * n);
+            for (i, &found) in d.iter().enumerate() {
+                let (row, column) = (i / n, i % n);
+                let expected = 1.0 + (0..K).map(|k| a[row * K + k] * b[k * n + column]).sum::<f32>();
+                assert_eq!(found, expected, "{name} {kind} n {n} at [{row}, {column}]");
+            }
+        }
+    }
+}

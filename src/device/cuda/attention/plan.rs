@@ -1,15 +1,15 @@
 //! Which tiles a step's attention consists of.
 //!
-//! The packed queries of a segment are cut into tiles of 16 (segments of at most 16) or 64, the keys into splits, so that items times
-//! key/value heads fill the machine. A split costs partial results and a join, so a segment is cut only while that is little.
+//! The packed queries of a segment are cut into tiles of 16 (segments of at most 16) or of as many as the wide kernel takes, the keys into splits, so
+//! that items times key/value heads fill the machine. A split costs partial results and a join, so a segment is cut only while that is little.
 //!
-//! Kernels sum in chunks of `split_keys` keys, and joining the chunks of one tile or the partial results of one split per chunk
-//! gives the same bits (`kernels/attention.cuh`). In reproducible mode a chunk has a fixed size, and a segment has one split per
-//! chunk or one for everything: whatever is chosen, a row's bits depend on its keys alone.
+//! The kernels of reproducible mode sum in chunks of `split_keys` keys, and joining the chunks of one tile or the partial results of one split per
+//! chunk gives the same bits (`kernels/attention.cuh`). There a chunk has a fixed size, and a segment has one split per chunk or one for
+//! everything: whatever is chosen, a row's bits depend on its keys alone.
 
 use std::cmp::Reverse;
 
-use super::{UNIT, WIDE};
+use super::UNIT;
 use crate::device::cuda::args::{AttentionItem, SEGMENT_BEAM, SEGMENT_CAUSAL, SegmentInfo};
 use crate::device::cuda::driver::{DevicePtr, failed};
 use crate::device::ops::{Plan, Segment, SegmentKind};
@@ -22,8 +22,11 @@ const ROUND: u32 = 256;
 const FIXED_CHUNK: u32 = 512;
 /// Most splits of a segment otherwise: their join takes time that grows with them.
 const MAX_SPLITS: u32 = 32;
-/// Items times key/value heads per multiprocessor that are aimed at: two blocks are resident, and the last wave is a quarter of the time.
-const UNITS_PER_MULTIPROCESSOR: u64 = 8;
+/// Narrow items times key/value heads per multiprocessor that are aimed at: two blocks are resident, and the last wave is a quarter of the time.
+const NARROW_UNITS: u64 = 8;
+/// Packed queries of wide items that are resident on a multiprocessor. More items than that are not aimed at: a partial result of a line costs
+/// `8 * head_dim` bytes of traffic, as much time as some 300 keys of a wide tile.
+const WIDE_RESIDENT: u64 = 128;
 
 /// What the tiles are cut for.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +37,8 @@ pub struct AttentionLimits {
     pub group: u32,
     /// Key/value heads.
     pub kv_heads: u32,
+    /// Packed queries of a wide tile: [`Attention::wide`](super::Attention::wide).
+    pub wide: u32,
     /// Capacity of each list of tiles.
     pub max_items: u32,
     /// Capacity of the partial results, in units of 16 packed queries.
@@ -49,7 +54,7 @@ pub struct AttentionPlan {
     pub segments: Vec<SegmentInfo>,
     /// Tiles of 16 packed queries, those with most keys first.
     pub narrow: Vec<AttentionItem>,
-    /// Tiles of 64 packed queries, those with most keys first.
+    /// Tiles of `limits.wide` packed queries, those with most keys first.
     pub wide: Vec<AttentionItem>,
     /// `[rows]` segment of each row.
     pub row_segment: Vec<u32>,
@@ -69,14 +74,14 @@ struct Extent {
 }
 
 impl Extent {
-    fn of(segment: &Segment, group: u32) -> Extent {
+    fn of(segment: &Segment, limits: &AttentionLimits) -> Extent {
         let rows = segment.rows.end - segment.rows.start;
         let (beam, keys) = match segment.kind {
             SegmentKind::Causal => (false, segment.context + rows),
             SegmentKind::Beam { .. } => (true, segment.context),
         };
-        let packed = rows * group;
-        Extent { packed, tile: if packed <= UNIT { UNIT } else { WIDE }, keys, beam }
+        let packed = rows * limits.group;
+        Extent { packed, tile: if packed <= UNIT { UNIT } else { limits.wide }, keys, beam }
     }
 
     fn tiles(&self) -> u32 {
@@ -121,10 +126,10 @@ impl AttentionPlan {
         self.row_segment.clear();
         self.units = 0;
         let mut spare = spare(plan, limits)?;
-        let balanced = balanced_chunk(plan, limits);
+        let balanced = Balanced::of(plan, limits);
         for (index, segment) in plan.segments.iter().enumerate() {
-            let extent = Extent::of(segment, limits.group);
-            let (chunk, splits) = cut(&extent, limits, balanced, &mut spare);
+            let extent = Extent::of(segment, limits);
+            let (chunk, splits) = cut(&extent, limits, balanced.keys(&extent), &mut spare);
             let mut info = describe(segment, &beams);
             info.splits = splits;
             info.split_keys = chunk;
@@ -173,7 +178,7 @@ impl AttentionPlan {
 fn spare(plan: &Plan, limits: &AttentionLimits) -> Result<Spare> {
     let (mut units, mut narrow, mut wide) = (0u32, 0u32, 0u32);
     for segment in &plan.segments {
-        let extent = Extent::of(segment, limits.group);
+        let extent = Extent::of(segment, limits);
         units += if extent.beam { extent.units() } else { 0 };
         *if extent.tile == UNIT { &mut narrow } else { &mut wide } += extent.tiles();
     }
@@ -188,16 +193,33 @@ fn spare(plan: &Plan, limits: &AttentionLimits) -> Result<Spare> {
     })
 }
 
-/// Keys of an item so that all of a step's items are about as many as the machine should have.
-fn balanced_chunk(plan: &Plan, limits: &AttentionLimits) -> u32 {
-    let mut keys = 0u64;
-    for segment in &plan.segments {
-        let extent = Extent::of(segment, limits.group);
-        keys += u64::from(extent.tiles()) * u64::from(extent.keys);
+/// Keys of a narrow and of a wide item, so that a launch's items are about as many as the machine should have.
+#[derive(Clone, Copy)]
+struct Balanced {
+    narrow: u32,
+    wide: u32,
+}
+
+impl Balanced {
+    fn of(plan: &Plan, limits: &AttentionLimits) -> Balanced {
+        let (mut narrow, mut wide) = (0u64, 0u64);
+        for segment in &plan.segments {
+            let extent = Extent::of(segment, limits);
+            *if extent.tile == UNIT { &mut narrow } else { &mut wide } +=
+                u64::from(extent.tiles()) * u64::from(extent.keys);
+        }
+        let chunk = |keys: u64, units: u64| {
+            let wanted = units.max(1) * u64::from(limits.multiprocessors.max(1));
+            let chunk = (keys * u64::from(limits.kv_heads)).div_ceil(wanted);
+            chunk.next_multiple_of(u64::from(ROUND)).clamp(u64::from(ROUND), 1 << 30) as u32
+        };
+        let resident = WIDE_RESIDENT / u64::from(limits.wide);
+        Balanced { narrow: chunk(narrow, NARROW_UNITS), wide: chunk(wide, resident) }
     }
-    let wanted = UNITS_PER_MULTIPROCESSOR * u64::from(limits.multiprocessors.max(1));
-    let chunk = (keys * u64::from(limits.kv_heads)).div_ceil(wanted);
-    (chunk.next_multiple_of(u64::from(ROUND))).clamp(u64::from(ROUND), 1 << 30) as u32
+
+    fn keys(&self, extent: &Extent) -> u32 {
+        if extent.tile == UNIT { self.narrow } else { self.wide }
+    }
 }
 
 /// Keys of a chunk and number of splits of a segment.

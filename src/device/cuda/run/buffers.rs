@@ -1,6 +1,6 @@
 //! What the CUDA device is made of: which shapes it serves, and the buffers that its launches share.
 
-use crate::device::cuda::attention::{AttentionLimits, AttentionShape};
+use crate::device::cuda::attention::{Attention, AttentionLayer, AttentionShape};
 use crate::device::cuda::driver::{DevicePtr, Driver};
 use crate::device::cuda::memory::{self, RowSizes};
 use crate::device::cuda::products::{Activations, Products};
@@ -85,19 +85,15 @@ pub(super) fn attention_shape(shape: &Shape, cache_blocks: usize, sizes: &RowSiz
     }
 }
 
-pub(super) fn attention_limits(
-    shape: &AttentionShape,
-    multiprocessors: u32,
-    reproducible: bool,
-) -> AttentionLimits {
-    AttentionLimits {
-        multiprocessors,
-        group: shape.heads / shape.kv_heads,
-        kv_heads: shape.kv_heads,
-        max_items: shape.max_items,
-        max_units: shape.max_units,
-        reproducible,
-    }
+/// Every layer as attention binds it.
+pub(super) fn attention_layers(
+    driver: &mut dyn Driver,
+    attention: &Attention,
+    cache: &[[DevicePtr; 2]],
+    shape: &Shape,
+) -> Result<Vec<AttentionLayer>> {
+    let layers = cache.iter().zip(&shape.window);
+    layers.map(|(&cache, &window)| attention.layer(driver, cache, window)).collect()
 }
 
 /// Keys and values of every layer, zeroed.

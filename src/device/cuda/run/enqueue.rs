@@ -2,7 +2,7 @@
 
 use super::{CudaDevice, StepShape};
 use crate::device::cuda::args::{EmbedArgs, StepCounts};
-use crate::device::cuda::attention::{AttentionBucket, AttentionBuffers, AttentionLayer};
+use crate::device::cuda::attention::{AttentionBucket, AttentionBuffers};
 use crate::device::cuda::driver::DevicePtr;
 use crate::device::cuda::norm::NormRows;
 use crate::device::cuda::plan::Section;
@@ -77,14 +77,12 @@ impl CudaDevice {
             row_segment: self.plan.at(Section::RowSegment),
             blocks: self.plan.at(Section::Blocks),
         };
-        let [k, v] = self.cache[layer];
-        let layer = AttentionLayer { k, v, window: self.shape.window[layer] };
         let bucket = AttentionBucket {
             narrow: if s.narrow { s.layout.capacity(Section::Narrow) as u32 } else { 0 },
             wide: if s.wide { s.layout.capacity(Section::Wide) as u32 } else { 0 },
             joined_rows: if s.joins { s.rows as u32 } else { 0 },
         };
-        self.attention.enqueue(&mut *self.driver, &buffers, &layer, &bucket)
+        self.attention.enqueue(&mut *self.driver, &buffers, &self.attention_layers[layer], &bucket)
     }
 
     /// Output product and residual.

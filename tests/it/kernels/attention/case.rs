@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use sidereal::device::cuda::args::{BEAM_VIEW_BYTES, MAX_WIDTH, StepCounts};
 use sidereal::device::cuda::attention::{
     Attention, AttentionBucket, AttentionBuffers, AttentionLayer, AttentionLimits, AttentionPlan,
-    AttentionShape,
+    AttentionShape, WIDE,
 };
 use sidereal::device::cuda::driver::{DevicePtr, Driver};
 use sidereal::device::ops::{DType, Plan, Segment, SegmentKind};
@@ -258,6 +258,7 @@ impl Case {
             multiprocessors: 3,
             group: self.model.group as u32,
             kv_heads: self.model.kv_heads as u32,
+            wide: WIDE[0],
             max_items: 4096,
             max_units: 4096,
             reproducible: false,
@@ -278,13 +279,18 @@ impl Case {
         }
     }
 
+    pub fn kernels(&self, driver: &mut dyn Driver, limits: &AttentionLimits) -> Attention {
+        Attention::new(driver, self.model.dtype, self.shape(limits), limits.reproducible).unwrap()
+    }
+
     /// Attention's result, `[rows, heads, head_dim]`.
     pub fn run(&self, driver: &mut dyn Driver, limits: &AttentionLimits) -> Vec<u16> {
-        let device = OnDevice::new(self, driver, limits);
+        let kernels = self.kernels(driver, limits);
+        let limits = &AttentionLimits { wide: kernels.wide(), ..*limits };
+        let device = OnDevice::new(self, driver, limits, &kernels);
         let mut plan = AttentionPlan::default();
         plan.build(&self.plan, limits, |search| device.view(search.0)).unwrap();
         device.put(driver, &plan);
-        let kernels = Attention::new(driver, self.model.dtype, self.shape(limits)).unwrap();
         let bucket = AttentionBucket {
             narrow: plan.narrow.len() as u32,
             wide: plan.wide.len() as u32,
@@ -331,7 +337,12 @@ pub struct OnDevice {
 }
 
 impl OnDevice {
-    pub fn new(case: &Case, driver: &mut dyn Driver, limits: &AttentionLimits) -> OnDevice {
+    pub fn new(
+        case: &Case,
+        driver: &mut dyn Driver,
+        limits: &AttentionLimits,
+        kernels: &Attention,
+    ) -> OnDevice {
         let shape = case.shape(limits);
         let out = (case.query.len() + case.model.heads() * case.model.head_dim) * 2;
         let [partial, sums] = shape.partial_bytes();
@@ -367,7 +378,7 @@ impl OnDevice {
             row_segment: at[8],
             blocks: at[9],
         };
-        let layer = AttentionLayer { k: at[10], v: at[11], window: case.model.window };
+        let layer = kernels.layer(driver, [at[10], at[11]], case.model.window).unwrap();
         OnDevice { buffers, layer, views: at[12..].to_vec(), first: at[0] }
     }
 

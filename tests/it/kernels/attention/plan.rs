@@ -22,7 +22,7 @@ fn check(case: &Case, limits: &AttentionLimits) {
         plan.units <= limits.max_units && plan.narrow.len().max(plan.wide.len()) <= limits.max_items as usize
     );
     let mut ends: HashMap<(u32, u32), Vec<Piece>> = HashMap::new();
-    for (tile, items) in [(UNIT, &plan.narrow), (WIDE, &plan.wide)] {
+    for (tile, items) in [(UNIT, &plan.narrow), (limits.wide, &plan.wide)] {
         for item in items {
             assert_eq!(item.packed % tile, 0);
             for packed in (item.packed..item.packed + tile).step_by(UNIT as usize) {
@@ -68,9 +68,10 @@ fn plans_cover_every_key_once_and_keep_to_their_room() {
         let case = Case::new(Model { group, kv_heads: 1, head_dim: 16, ..MODEL }, &parts);
         for multiprocessors in [1, 8, 132] {
             for (max_units, max_items) in [(4096, 4096), (60, 100), (26, 60)] {
-                for reproducible in [false, true] {
+                for (reproducible, wide) in [(false, WIDE[0]), (true, WIDE[0]), (false, WIDE[1])] {
                     let limits = AttentionLimits {
                         multiprocessors,
+                        wide,
                         max_units,
                         max_items,
                         reproducible,
@@ -92,6 +93,24 @@ fn a_lone_long_row_is_cut_for_the_machine() {
     assert_eq!((fixed.narrow.len(), fixed.segments[0].split_keys), (8, 512));
     // One multiprocessor has enough with eight heads.
     assert_eq!(build(&case, &AttentionLimits { multiprocessors: 1, ..limits }).segments[0].splits, 0);
+}
+
+/// Partial results of many queries cost more than an idle multiprocessor.
+#[test]
+fn wide_tiles_are_cut_until_each_multiprocessor_has_one() {
+    let splits = |rows: Part, batch: usize, group: usize| {
+        let case = Case::new(Model { group, kv_heads: 8, head_dim: 16, ..MODEL }, &vec![rows; batch]);
+        let limits =
+            AttentionLimits { multiprocessors: 132, wide: WIDE[1], max_units: 65_536, ..case.limits() };
+        check(&case, &limits);
+        let plan = build(&case, &limits);
+        (plan.segments[0].splits, plan.wide.len() * 8)
+    };
+    assert_eq!(splits(causal(1024, 0), 1, 4), (0, 256));
+    assert_eq!(splits(causal(20, 4000), 1, 2), (16, 128));
+    // Four tiles of 128 beams and query heads each.
+    assert_eq!(splits(beams(256, 1000, 1, 256), 1, 2), (4, 128));
+    assert_eq!(splits(beams(256, 1000, 1, 256), 4, 2), (1, 128));
 }
 
 #[test]

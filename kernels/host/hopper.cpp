@@ -313,6 +313,7 @@ void issue(const char* kind, float* d, Place place) {
     for (int t = 0; t < GROUP; t++) group.next.d[t] = static_cast<float*>(group.argument[t]);
     if (launch_of(f).early) {
       perform(block_of(f), group.next);
+      happens_before(&group.performed);
       return;
     }
     const Quiet quiet;
@@ -360,14 +361,16 @@ void wgmma_commit(Place place) {
 }
 
 void wgmma_wait(uint32_t newest_left, Place place) {
-  const Block* const block = block_of(self());
+  Block* const block = block_of(self());
   meet_group("wgmma_wait", nullptr, place, [block, newest_left](WarpGroup& group) {
     while (group.closed.size() > newest_left) {
       for (const PendingProduct& product : group.closed.front()) perform(block, product);
       const Quiet quiet;
       group.closed.pop_front();
     }
+    happens_before(&group.performed);
   });
+  happens_after(&block->groups[self()->linear / GROUP].performed);
 }
 
 }  // namespace host

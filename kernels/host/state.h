@@ -105,6 +105,7 @@ struct WarpGroup {
   const void* kind = nullptr;
   void* argument[128];
   PendingProduct next;
+  SyncObject performed;  // what products have read and written is done for whoever waited for them
   std::vector<PendingProduct> open;
   std::deque<std::vector<PendingProduct>> closed;
 };

@@ -136,7 +136,7 @@ DEVICE_INLINE void issue_values(float (&sums)[HD / 2], uint32_t (&weights)[PIECE
     dev::wgmma_fence();
 #pragma unroll
     for (uint32_t piece = 0; piece < PIECES; piece++)
-        dev::wgmma_values<T, HD>(sums, weights[piece], dev::values_descriptor(values + piece * PIECE_KEYS * LINE_BYTES, S::GROUP_HALF));
+        dev::wgmma_values<T, HD>(sums, weights[piece], dev::tile_descriptor(values + piece * PIECE_KEYS * LINE_BYTES, S::GROUP_HALF));
     dev::wgmma_commit();
 }
 

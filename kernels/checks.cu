@@ -197,7 +197,7 @@ __device__ void values_product(const CheckProductArgs& a) {
   for (int i = 0; i < N / 2; i++) d[i] = 1;
   wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < DEPTH / 16; k++) wgmma_values<T, N>(d, words[k], values_descriptor(tiles_b + k * 16 * 64, 64 * DEPTH * sizeof(T)));
+  for (int k = 0; k < DEPTH / 16; k++) wgmma_values<T, N>(d, words[k], tile_descriptor(tiles_b + k * 16 * 64, 64 * DEPTH * sizeof(T)));
   wgmma_commit();
   wgmma_wait<0>();
   float* const out = mutable_at<float>(a.out);

@@ -5,8 +5,8 @@
 // A tile starts at a multiple of 1024. tma_load_2d writes it so and tile_descriptor describes it so, for both operands ("K-major":
 // a row runs along the dimension that is summed over). The next 16 columns of the sum are 32 bytes on: descriptor + 2.
 //
-// values_descriptor describes a row of such tiles as an operand whose rows are what is summed over ("MN-major"): tile h holds columns 64 h to
-// 64 h + 63. The next 16 rows of the sum are 2048 bytes on: descriptor + 128.
+// A row of such tiles, tile h with columns 64 h to 64 h + 63, is also an operand whose rows are what is summed over ("MN-major"): the next 16 rows
+// of the sum are 2048 bytes on, descriptor + 128.
 #pragma once
 #include "args.cuh"
 #include "device.cuh"
@@ -139,17 +139,9 @@ DEVICE_INLINE void fence_proxy_async() {
 
 // ---- products of warpgroups: 128 threads, the first a multiple of 128
 
-// Describes a tile as an operand: 8 rows to the group, 1024 bytes from group to group, 128-byte swizzle.
-DEVICE_INLINE uint64_t tile_descriptor(const void* tile SIDEREAL_PLACE) {
-#ifdef __CUDACC__
-  const uint32_t address = shared_address(tile);
-#else
-  const uint32_t address = host::shared_address(tile, place);
-#endif
-  return uint64_t((address & 0x3ffff) >> 4) | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
-}
-// Describes tiles `next` bytes apart, whose rows are summed over: 8 rows to the group, 1024 bytes from group to group, 128-byte swizzle.
-DEVICE_INLINE uint64_t values_descriptor(const void* tile, uint32_t next SIDEREAL_PLACE) {
+// Describes a tile as an operand: 8 rows to the group, 1024 bytes from group to group, 128-byte swizzle. `next`: bytes from a tile to the one with
+// the next 64 columns, which only an operand whose rows are summed over has.
+DEVICE_INLINE uint64_t tile_descriptor(const void* tile, uint32_t next = 16 SIDEREAL_PLACE) {
 #ifdef __CUDACC__
   const uint32_t address = shared_address(tile);
 #else
@@ -202,7 +194,7 @@ DEVICE_INLINE void wgmma_wait(SIDEREAL_PLACE_ONLY) {
 template <class T, int N>
 DEVICE_INLINE void wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate SIDEREAL_PLACE);
 
-// d [64, N] += a [64, 16] b [16, N], with b as values_descriptor has it. Of a, thread t holds pairs of columns: a[i] is row
+// d [64, N] += a [64, 16] b [16, N], with b a row of tiles whose rows are summed over. Of a, thread t holds pairs of columns: a[i] is row
 // 16 (t / 32) + t % 32 / 4 (and 8 more where i is odd), columns 8 (i / 2) + 2 (t % 4) and one on; nobody touches them before the wait.
 template <class T, int N>
 DEVICE_INLINE void wgmma_values(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b SIDEREAL_PLACE);

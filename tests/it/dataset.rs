@@ -1,7 +1,7 @@
 //! Prompts and answers of training are those of serving, and both are what transformers makes of the same text.
 
 use serde_json::{Value, json};
-use sidereal::dataset::{Mix, Renderer, Sampler, SimulationOptions, Split, Works, simulate};
+use sidereal::dataset::{Mix, Renderer, Sampler, SimulationOptions, Split, Task, Works, simulate};
 use sidereal::demo;
 use sidereal::engine::Request;
 
@@ -33,5 +33,25 @@ fn training_and_serving_render_what_transformers_does() {
         let request = Request::from_json(&golden["request"].to_string()).unwrap();
         let served = engine.validate(&request).unwrap();
         assert_eq!(json!(served.tokens()), golden["prompt_token_ids"], "{golden}");
+    }
+}
+
+/// Evaluation asks about whole histories; what is learnt from must not be mostly shorter.
+#[test]
+fn histories_to_learn_from_are_as_long_as_a_prompt_shows() {
+    let builder = demo::builder().unwrap();
+    let works = Works::of(builder.catalog_ref().unwrap()).unwrap();
+    for (length, least) in [(5, 4), (12, 8)] {
+        let lengths = (length, length);
+        let people = SimulationOptions { users: 50, held_out: 0, lengths, ..SimulationOptions::default() };
+        let histories = simulate(&works, &people);
+        let sampler = Sampler::new(&works, &histories, Split::Train, 3);
+        for task in [Task::Recommend, Task::Explain] {
+            let taken = (0..400).map(|number| sampler.sample(task, number).taken.len());
+            let mut taken: Vec<usize> = taken.filter(|&taken| taken > 0).collect();
+            taken.sort_unstable();
+            taken.dedup();
+            assert_eq!(taken, (least..length).collect::<Vec<_>>(), "{task:?}");
+        }
     }
 }

@@ -181,6 +181,22 @@ fn matrix(driver: &mut dyn Driver, bits: &[u16], (rows, k): (u64, u64), bf16: bo
     TensorMapSpec { base, rows, columns: k, stride: stride * 2, box_rows: rows as u32, bf16 }
 }
 
+/// What a kernel of `threads` threads and `shared` bytes makes of the matrices `a` and `b`: `[64, n]`, summed over `k`.
+fn product(
+    driver: &mut dyn Driver,
+    (kernel, threads, shared): (&str, u32, usize),
+    (a, b): (TensorMapSpec, TensorMapSpec),
+    (n, k): (usize, usize),
+) -> Vec<f32> {
+    let output = driver.allocate("test", &[64 * n * 4]).unwrap()[0];
+    let (a, b) = (driver.tensor_map(&a).unwrap(), driver.tensor_map(&b).unwrap());
+    let args = CheckProductArgs { a, b, output, k: k as u64, unused: [0; 6] };
+    let kernel = driver.kernel(kernel).unwrap();
+    let launch = Launch { kernel, grid: [1, 1, 1], threads, shared: shared as u32, dependent: false };
+    driver.run(&launch, &args).unwrap();
+    download(driver, output, 64 * n)
+}
+
 #[test]
 fn a_warpgroup_multiplies_tiles() {
     let mut rng = StdRng::seed_from_u64(13);
@@ -201,15 +217,9 @@ fn a_warpgroup_multiplies_tiles() {
             let (bits_b, b) = integers(&mut rng, n * k, kind);
             let spec_a = matrix(driver, &bits_a, (64, k as u64), kind == "bf16");
             let spec_b = matrix(driver, &bits_b, (n as u64, k as u64), kind == "bf16");
-            let output = driver.allocate("test", &[64 * n * 4]).unwrap()[0];
-            let (map_a, map_b) = (driver.tensor_map(&spec_a).unwrap(), driver.tensor_map(&spec_b).unwrap());
-            let args = CheckProductArgs { a: map_a, b: map_b, output, k: k as u64, unused: [0; 6] };
-            let kernel = driver.kernel(&format!("check_wgmma_{n}_{kind}")).unwrap();
-            let shared = (3 * (64 + n) * 128 + 2 * 32) as u32;
-            driver
-                .run(&Launch { kernel, grid: [1, 1, 1], threads: 256, shared, dependent: false }, &args)
-                .unwrap();
-            let d: Vec<f32> = download(driver, output, 64 * n);
+            let kernel = format!("check_wgmma_{n}_{kind}");
+            let launch = (kernel.as_str(), 256, 3 * (64 + n) * 128 + 2 * 32);
+            let d = product(driver, launch, (spec_a, spec_b), (n, k));
             for (i, &found) in d.iter().enumerate() {
                 let (row, column) = (i / n, i % n);
                 let expected: f32 = (0..k).map(|i| a[row * k + i] * b[column * k + i]).sum();
@@ -233,15 +243,9 @@ fn a_warpgroup_multiplies_registers_by_rows_of_tiles() {
             let (bits_b, b) = integers(&mut rng, K * n, kind);
             let spec_a = matrix(driver, &bits_a, (64, K as u64), kind == "bf16");
             let spec_b = matrix(driver, &bits_b, (K as u64, n as u64), kind == "bf16");
-            let output = driver.allocate("test", &[64 * n * 4]).unwrap()[0];
-            let (map_a, map_b) = (driver.tensor_map(&spec_a).unwrap(), driver.tensor_map(&spec_b).unwrap());
-            let args = CheckProductArgs { a: map_a, b: map_b, output, k: K as u64, unused: [0; 6] };
-            let kernel = driver.kernel(&format!("check_values_{n}_{kind}")).unwrap();
-            let shared = ((64 + n) * 128 + 32) as u32;
-            driver
-                .run(&Launch { kernel, grid: [1, 1, 1], threads: 128, shared, dependent: false }, &args)
-                .unwrap();
-            let d: Vec<f32> = download(driver, output, 64 * n);
+            let kernel = format!("check_values_{n}_{kind}");
+            let launch = (kernel.as_str(), 128, (64 + n) * 128 + 32);
+            let d = product(driver, launch, (spec_a, spec_b), (n, K));
             for (i, &found) in d.iter().enumerate() {
                 let (row, column) = (i / n, i % n);
                 let expected = 1.0 + (0..K).map(|k| a[row * K + k] * b[k * n + column]).sum::<f32>();
